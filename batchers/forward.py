@@ -1,0 +1,55 @@
+"""One batch through a model: batch, predict, unbatch."""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from .arrays import is_torch
+from .batcher import Batcher
+from .errors import OutputMismatch
+
+
+class Predictor(Protocol):
+    """What can run a batch: a batcher and a `predict` that fits it."""
+
+    @property
+    def batcher(self) -> Batcher: ...  # noqa: D102
+
+    def predict(self, batch: Any) -> Any:
+        """Return the outputs for `batch`, the batcher's inputs."""
+        ...
+
+
+def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any]:
+    """Run `items` as one batch and return one output per item, in order.
+
+    Torch tensors among the inputs are moved to `device`, those among the outputs to the CPU, in one transfer an
+    array. Gradients are off.
+
+    Raises:
+        OutputMismatch: the model returned another number of outputs than there are items.
+    """
+    inputs, context = predictor.batcher.batch(items)
+    with _without_gradients():
+        outputs = predictor.predict(_move(inputs, device))
+    answers = predictor.batcher.unbatch(_move(outputs, "cpu"), context)
+    if len(answers) != len(items):
+        raise OutputMismatch(f"unbatch() returned {len(answers)} outputs for {len(items)} items: one each is expected.")
+    return answers
+
+
+def _without_gradients() -> contextlib.AbstractContextManager[Any]:
+    # Only a model that uses torch has imported it by now.
+    torch = sys.modules.get("torch")
+    return torch.inference_mode() if torch is not None else contextlib.nullcontext()
+
+
+def _move(arrays: Any, device: str) -> Any:
+    if is_torch(arrays):
+        return arrays if device == "cpu" and arrays.device.type == "cpu" else arrays.to(device)
+    if isinstance(arrays, tuple):
+        return tuple(_move(array, device) for array in arrays)
+    if isinstance(arrays, Mapping) and any(map(is_torch, arrays.values())):
+        return {name: _move(array, device) for name, array in arrays.items()}
+    return arrays

@@ -1,0 +1,75 @@
+"""A job: one call that waits for its result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Stands for an item that has not been preprocessed yet (None is a valid item).
+UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED", "__slots__": ()})()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One call: what was asked, where it stands in line, and who waits for the answer.
+
+    Times are seconds on the clock of the engine that holds the job (a monotonic one); the fronts convert.
+    `reply` never travels through the model: it belongs to the front that took the job in.
+    """
+
+    id: str
+    #: Name of the task that this call is for.
+    task: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    #: Where the front sends the outcome: a future, or a claimed message.
+    reply: Any
+    #: When the caller sent it; when it was claimed, if the caller did not say.
+    enqueued_at: float
+    #: Claim sequence: first in, first out among equals goes by this number alone.
+    seq: int = 0
+    #: 0 is served first, 9 last, as Celery counts on Redis.
+    priority: int = 0
+    #: After this time nobody wants the answer any more; None: it never expires.
+    deadline: float | None = None
+    #: What `preprocess` made of the arguments: what the batcher gets.
+    item: Any = field(default=UNPREPARED, repr=False)
+    #: Tokens, rows, or whatever the batcher counts; None where nothing counts it.
+    length: int | None = None
+    #: Jobs of different shape classes never share a batch.
+    shape_class: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What became of a job: a value or an error, and the batch that it ran in."""
+
+    job: Job
+    value: Any = None
+    error: BaseException | None = None
+    #: The batch that it ran in; None when it failed before it was in one.
+    batch: "Batch | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs that run together.
+
+    `started_at` and `finished_at` are seconds on the engine's clock, set by whoever runs the batch.
+    """
+
+    task: str
+    jobs: list[Job]
+    #: Why it was not larger: "full", "budget" (tokens), "cost" (one more would cost more than it saves), "nothing left".
+    closed_by: str
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Sum of the jobs' lengths: the real tokens."""
+        return sum(job.length or 0 for job in self.jobs)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Number of jobs times the longest: what a padded model computes."""
+        return len(self.jobs) * max((job.length or 0 for job in self.jobs), default=0)

@@ -1,0 +1,81 @@
+"""Settings of a task and of a worker. A bad value is refused here, with what is allowed in the message."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r} is not possible: it must be {allowed}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """How one task's jobs are put together into batches."""
+
+    #: Jobs in one batch, at most.
+    max_batch_size: int = 32
+    #: Number of jobs times the longest of them, at most; None: no limit. A job above it runs alone.
+    max_batch_tokens: int | None = None
+    #: Milliseconds, counted from enqueue, that a batch that is not full may wait for more jobs.
+    max_wait_ms: float = 0.0
+    #: Full batches of jobs that wait in the worker, at most, so that the planner has something to choose from.
+    look_ahead: int = 8
+    #: Milliseconds after enqueue from which a job is served before any other, whatever its priority.
+    max_age_ms: float = 10_000.0
+    #: Seconds after which a running batch counts as hung: its jobs' leases are no longer refreshed.
+    batch_time_limit_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _require(_is_count(self.max_batch_size), "max_batch_size", self.max_batch_size, "a whole number from 1 up")
+        tokens = self.max_batch_tokens
+        _require(tokens is None or _is_count(tokens), "max_batch_tokens", tokens, "None or a whole number from 1 up")
+        _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a number of ms from 0 up")
+        _require(_is_count(self.look_ahead), "look_ahead", self.look_ahead, "a whole number of batches from 1 up")
+        _require(_is_number(self.max_age_ms, 0), "max_age_ms", self.max_age_ms, "a number of ms from 0 up")
+        limit = self.batch_time_limit_s
+        _require(_is_number(limit, 0) and 0 < limit < float("inf"), "batch_time_limit_s", limit, "finite and above 0")
+
+    @property
+    def max_waiting(self) -> int:
+        """Jobs of this task that may wait in one worker."""
+        return self.max_batch_size * self.look_ahead
+
+
+#: Names of a task's batching options, as attributes of a BatchTask.
+TASK_OPTION_NAMES: Sequence[str] = tuple(option.name for option in fields(TaskOptions))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How one worker claims, holds and settles."""
+
+    #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
+    device: str = "auto"
+    #: Threads that run the tasks' `preprocess`.
+    preprocess_threads: int = 2
+    #: Seconds that a claimed message is ours without a refresh; a dead worker's jobs run again after this.
+    lease_s: float = 30.0
+    #: Bytes of messages that one claim takes, at most (one larger message is taken alone).
+    claim_max_bytes: int = 32 * 1024 * 1024
+    #: Bytes of messages held at once (waiting, running, settling), at most.
+    held_max_bytes: int = 256 * 1024 * 1024
+    #: Seconds that a stopping worker waits for its running batch.
+    drain_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.device, str) and self.device != "", "device", self.device, '"auto" or a torch device')
+        threads = self.preprocess_threads
+        _require(_is_count(threads), "preprocess_threads", threads, "a whole number from 1 up")
+        _require(_is_number(self.lease_s, 1), "lease_s", self.lease_s, "a number of seconds from 1 up")
+        for name in ("claim_max_bytes", "held_max_bytes"):
+            _require(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of bytes from 1 up")
+        _require(_is_number(self.drain_timeout_s, 0), "drain_timeout_s", self.drain_timeout_s, "seconds from 0 up")
