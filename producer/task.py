@@ -1,0 +1,248 @@
+"""BatchTask: the definition of a task that both sides share, the callers and the workers."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, ClassVar, Self
+
+from celery import Task
+from celery.utils.functional import head_from_fun
+
+from ..batchers import Batcher, ListBatcher
+from ..batchers.forward import forward
+from ..configs import TASK_OPTION_NAMES, TaskOptions, resolve_device
+from .signature import CallSignature
+from .submit import BulkResult, delay_many, with_enqueue_time
+
+#: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
+#: puts into a decorated class: `_decorated`, `_dump_pydantic_arguments`. An `_orig_run` keeps Celery from wrapping
+#: `run` for `autoretry_for`, which would retry a whole batch: the worker retries each job by itself.
+
+#: Functions given as options of the decorator (`length=len`); they must not turn into methods.
+_FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")
+
+
+class BatchTask(Task):  # type: ignore[misc]  # celery has no types
+    """A Celery task that runs in batches: one call in, one result out, one forward pass for many.
+
+    As a decorator base, the function takes lists and returns a list of the same length and order:
+
+        @app.task(base=BatchTask, max_batch_size=64, length=len)
+        def shout(texts):
+            return [text.upper() for text in texts]
+
+    As a class, override `predict`, and `load`, `preprocess`, `postprocess` as needed; `preprocess`'s signature is the
+    task's. An exception instance in an output slot is that job's failure alone; what a per-item hook raises is that
+    job's failure too.
+    """
+
+    abstract = True
+
+    #: Items to a batch and back; by default the batch is the list of items.
+    batcher: Batcher = ListBatcher()
+    #: `length(item)` counts an item's tokens; None: the batcher's own `length`, if it has one.
+    length: Any = None
+    #: The torch device name that the model was loaded on; None before that.
+    device: str | None = None
+
+    # The batching options: see configs.TaskOptions.
+    max_batch_size: int = 32
+    max_batch_tokens: int | None = None
+    max_wait_ms: float = 0.0
+    look_ahead: int = 8
+    max_age_ms: float = 10_000.0
+    batch_time_limit_s: float = 300.0
+
+    #: A job is acknowledged with its result, never before: a killed worker loses nothing.
+    acks_late = True
+    _signature: ClassVar[CallSignature]
+    _load_lock: ClassVar[threading.Lock]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the definition, once, where it is written."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        decorated = bool(own.get("_decorated"))
+        for name in _FUNCTION_OPTIONS:
+            option = own.get(name)
+            if isinstance(option, FunctionType) and (decorated or _has_no_self(option)):
+                setattr(cls, name, staticmethod(option))
+        cls._load_lock = threading.Lock()
+        if decorated and "preprocess" not in own:
+            cls._signature = _batch_function_signature(cls)
+        elif "preprocess" in own or "_signature" not in vars(cls.__base__ or object):
+            preprocess = inspect.getattr_static(cls, "preprocess")
+            static = isinstance(preprocess, staticmethod)
+            cls._signature = CallSignature(cls.preprocess, skip_self=not static)
+            cls.__header__ = staticmethod(head_from_fun(cls.preprocess, bound=not static))
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make a task whose `run` Celery leaves as it is."""
+        task: Self = super().__new__(cls)
+        task._orig_run = None
+        return task
+
+    # -- What a user writes ------------------------------------------------------------------------------------------
+
+    def load(self, device: str) -> None:
+        """Load the model onto `device` (a torch device name). Runs once, in the worker, before it takes work."""
+
+    def preprocess(self, item: Any) -> Any:
+        """Turn one call's arguments into one item for the batcher. Runs outside the batch, for each job alone."""
+        return item
+
+    #: `preprocess_many(items)`: the same for many at once, one item or exception instance for each; with several
+    #: parameters each is a list. None: `preprocess` is called for each.
+    preprocess_many: Any = None
+
+    def predict(self, batch: Any) -> Any:
+        """Run the model once on a whole batch, as the batcher made it; torch tensors are on the device."""
+        if type(self).run is BatchTask.run:
+            raise NotImplementedError(f"{type(self).__name__} must define predict(self, batch).")
+        if not self._signature.many or type(self).preprocess is not BatchTask.preprocess:
+            return self.run(batch)
+        return self.run(*(self._signature.columns(batch) if isinstance(batch, list) else batch))
+
+    def postprocess(self, output: Any) -> Any:
+        """Turn one output into what the caller gets; by default arrays become lists, which JSON can carry."""
+        return output.tolist() if hasattr(output, "tolist") else output
+
+    def run(self, items: Any) -> Any:
+        """Run one batch; for the decorator form this is the raw function."""
+        return self.run_batch(items)
+
+    # -- Calling -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a batch of one here and now, without a broker, and return its result."""
+        (answer,) = self._run_prepared([self.prepare(args, kwargs)])
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def run_batch(self, items: Iterable[Any]) -> list[Any]:
+        """Run one batch here and now, without broker or threads: for tests.
+
+        Each item is one call's argument, or a tuple of its arguments where the task takes several. Returns one result
+        an item, in order; what a per-item hook raised, or the model put in a slot, stands there as an exception.
+        """
+        return self._run_prepared(self.prepare_many([(self._signature.as_args(item), {}) for item in items]))
+
+    def delay_many(self, items: Iterable[Any], **options: Any) -> BulkResult:
+        """Publish many calls in bulk; `options` are `apply_async`'s, the same for every call.
+
+        Each item is one call's argument, or a tuple of its arguments where the task takes several. The results iterate
+        in the items' order.
+        """
+        return delay_many(self, [self._signature.as_args(item) for item in items], **options)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send one call, as Celery does; the message says when it was sent, so that `max_wait_ms` counts from here."""
+        return super().apply_async(args, kwargs, **with_enqueue_time(options))
+
+    # -- What the engine calls ---------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> TaskOptions:
+        """The batching options, checked."""
+        return TaskOptions(**{name: getattr(self, name) for name in TASK_OPTION_NAMES})
+
+    @property
+    def runs_user_code_per_item(self) -> bool:
+        """Whether preparing an item runs the user's code (a builtin such as `len` does not count)."""
+        own = type(self).preprocess is not BatchTask.preprocess or self.preprocess_many is not None
+        return own or (self.length is not None and not inspect.isbuiltin(self.length))
+
+    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Turn one call's arguments into its item.
+
+        Raises:
+            TypeError: the arguments do not fit the task's signature.
+            Exception: whatever `preprocess` raises.
+        """
+        if self.preprocess_many is not None:
+            (item,) = self._preprocess_columns([self._signature.item(args, kwargs)])
+            if isinstance(item, BaseException):
+                raise item
+            return item
+        if type(self).preprocess is BatchTask.preprocess:
+            return self._signature.item(args, kwargs)
+        return self.preprocess(*args, **kwargs)
+
+    def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
+        """Turn many calls' arguments into items, an exception instance for each that failed."""
+        if self.preprocess_many is None:
+            return [_attempt(self.prepare, args, kwargs) for args, kwargs in calls]
+        items = [_attempt(self._signature.item, args, kwargs) for args, kwargs in calls]
+        return _map_sound(self._preprocess_columns, items)
+
+    def item_length(self, item: Any) -> int | None:
+        """Count an item's tokens; None where neither the task nor its batcher does."""
+        count = self.length or getattr(self.batcher, "length", None)
+        return None if count is None else int(count(item))
+
+    def ensure_loaded(self, device: str = "auto") -> str:
+        """Load the model unless it is loaded; return the name of its device."""
+        with self._load_lock:
+            if self.device is None:
+                resolved = resolve_device(device)
+                self.load(resolved)
+                self.device = resolved
+            return self.device
+
+    def _preprocess_columns(self, items: list[Any]) -> list[Any]:
+        columns = self._signature.columns(items) if self._signature.many else [items]
+        answers = _attempt(lambda: list(self.preprocess_many(*columns)))
+        if isinstance(answers, BaseException) and len(items) > 1:
+            return [answer for item in items for answer in self._preprocess_columns([item])]
+        if isinstance(answers, BaseException) or len(answers) != len(items):
+            return [_count_error(answers, items) for _ in items]
+        return answers
+
+    def _run_prepared(self, items: list[Any]) -> list[Any]:
+        device = self.ensure_loaded()
+        outputs = _map_sound(lambda sound: forward(self, sound, device), items)
+        return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
+
+
+def _batch_function_signature(cls: type[BatchTask]) -> CallSignature:
+    own = vars(cls)
+    name = own["name"]
+    if own.get("_dump_pydantic_arguments") is not None:
+        raise TypeError(
+            f"Task {name}: pydantic=True validates one call, but this function gets whole batches. "
+            "Write a BatchTask class and validate in its preprocess()."
+        )
+    function = own["run"]
+    signature = CallSignature(getattr(function, "__func__", function), skip_self=not isinstance(function, staticmethod))
+    if signature.unbatchable():
+        raise TypeError(
+            f"Task {name}: {', '.join(signature.unbatchable())} cannot become a column of a batch. Give the function "
+            "plain parameters, each of which gets a list, or write a BatchTask class with a preprocess()."
+        )
+    return signature
+
+
+def _has_no_self(function: Callable[..., Any]) -> bool:
+    return next(iter(inspect.signature(function).parameters), None) != "self"
+
+
+def _attempt(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as exc:
+        return exc
+
+
+def _map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
+    """Return `items` with those that are no exceptions replaced by what `function` makes of them."""
+    sound = [item for item in items if not isinstance(item, BaseException)]
+    answers = iter(function(sound) if sound else [])
+    return [item if isinstance(item, BaseException) else next(answers) for item in items]
+
+
+def _count_error(answers: Any, items: list[Any]) -> BaseException:
+    if isinstance(answers, BaseException):
+        return answers
+    return ValueError(f"preprocess_many returned {len(answers)} items for {len(items)} calls; one for each is expected.")

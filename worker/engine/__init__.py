@@ -1,0 +1,8 @@
+"""The engine and the in-process host: threads that move jobs through models. No Celery, no Redis."""
+
+from .engine import Engine
+from .front import Front
+from .host import Host
+from .model import Model
+
+__all__ = ["Engine", "Front", "Host", "Model"]

@@ -1,0 +1,289 @@
+"""The engine: threads that move jobs from a front through models and back.
+
+`claim → preprocess → plan → batch → predict → unbatch → postprocess → settle`. The decisions are `Core`'s; a thread
+only waits, moves what it is told to move, and reports. One lock guards the core; it is never held during I/O or user
+code.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ...batchers import Batch, GreedyPlanner, Job, Outcome, Planner
+from ...batchers.forward import forward
+from ...batchers.isolation import run_isolated
+from ...configs import WorkerOptions
+from .core import Core
+from .front import Front
+from .model import Model
+
+logger = logging.getLogger(__name__)
+
+_NEVER = float("inf")
+
+#: Seconds that a drain waits for jobs in preparation, to give all back together and so in order.
+_RETURN_TOGETHER_S = 1.0
+
+
+class Engine:
+    """Runs models on the jobs of one front, in batches."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        front: Front,
+        options: WorkerOptions,
+        *,
+        planners: Mapping[str, Planner] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Get ready to serve `models`, by task name; `planners` default to a `GreedyPlanner` each."""
+        task_options = {name: model.options for name, model in models.items()}
+        if planners is None:
+            planners = {name: GreedyPlanner(options) for name, options in task_options.items()}
+        self._models = models
+        self._front = front
+        self._options = options
+        self._task_options = task_options
+        self._clock = clock
+        self._core = Core(task_options, planners)
+        self._changed = threading.Condition()
+        self._unsettled: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
+        self._preprocess = ThreadPoolExecutor(options.preprocess_threads, thread_name_prefix="batchery-preprocess")
+        self._threads = {
+            name: threading.Thread(target=self._guard, args=(target,), name=f"batchery-{name}", daemon=True)
+            for name, target in (("claim", self._claim), ("device", self._run), ("settle", self._settle))
+        }
+        self._stopping = False
+        #: Jobs to be given back together, in order; None while each may go back by itself.
+        self._returning: list[Job] | None = None
+
+    # -- Life --------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load every model. Raises what a model's `load` raises: a worker that cannot serve must not consume."""
+        for model in self._models.values():
+            began = self._clock()
+            device = model.ensure_loaded(self._options.device)
+            logger.info("Task %s is loaded on %s (%.1f s).", model.name, device, self._clock() - began)
+
+    def start(self) -> None:
+        """Start claiming and running; `load` comes first."""
+        for thread in self._threads.values():
+            thread.start()
+
+    def drain(self, timeout: float) -> bool:
+        """Claim no more, give back what is not running, and finish what is; return whether all was done in time."""
+        deadline = self._clock() + timeout
+        with self._changed:
+            self._returning = self._core.drain()
+            self._changed.notify_all()
+        self._front.interrupt()
+        self._threads["claim"].join(timeout)
+        self._preprocess.shutdown(wait=False)
+        with self._changed:
+            self._changed.wait_for(lambda: self._core.preparing == 0, min(timeout, _RETURN_TOGETHER_S))
+            jobs, self._returning = self._returning, None
+        self._give_back(sorted(jobs, key=lambda job: job.seq))
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._core.held == 0, max(0.0, deadline - self._clock()))
+            self._stopping = True
+            self._changed.notify_all()
+        self._unsettled.put(None)
+        if done:
+            self._threads["device"].join()
+            self._threads["settle"].join()
+        return done
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except Exception as exc:
+            logger.critical("The engine cannot go on: %r", exc, exc_info=True)
+            self._front.broken(exc)
+
+    # -- What others may ask -----------------------------------------------------------------------------------------
+
+    @property
+    def hung(self) -> bool:
+        """Whether the running batch has exceeded its time limit."""
+        with self._changed:
+            batch = self._core.running
+            if batch is None:
+                return False
+            return self._clock() - batch.started_at > self._task_options[batch.task].batch_time_limit_s
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that run now."""
+        with self._changed:
+            return list(self._core.running.jobs) if self._core.running else []
+
+    def stats(self) -> dict[str, int | float]:
+        """Return what was done so far, as flat numbers."""
+        with self._changed:
+            counts = self._core.counts
+            return {
+                "batches": counts.batches,
+                "jobs": counts.jobs,
+                "failed": counts.failed,
+                "held": self._core.held,
+                "mean_batch_size": round(counts.mean_batch_size, 2),
+                "padding_share": round(counts.padding_share, 4),
+            }
+
+    # -- Claim and preprocess ----------------------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take in jobs that came another way than `Front.claim`, each at most once. Any thread."""
+        if not jobs:
+            return
+        with self._changed:
+            self._core.claimed(len(jobs))
+        by_task: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_task.setdefault(job.task, []).append(job)
+        for name, group in by_task.items():
+            self._prepare_where_it_belongs(self._models[name], group)
+
+    def poke(self) -> None:
+        """Call `Front.settle` soon, though nothing was run: it may have acknowledgements of its own. Any thread."""
+        self._unsettled.put([])
+
+    def _claim(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._core.room or self._core.draining)
+                room = self._core.room
+            if not room:
+                return
+            self.submit(self._front.claim(room))
+
+    def _prepare_where_it_belongs(self, model: Model, jobs: list[Job]) -> None:
+        if not model.runs_user_code_per_item:
+            self._prepare(model, jobs)
+            return
+        # An equal part for each thread, and no part so large that the device waits for it.
+        size = min(-(-len(jobs) // self._options.preprocess_threads), model.options.max_batch_size)
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            try:
+                self._preprocess.submit(self._prepare, model, part)
+            except RuntimeError:  # the pool is shut down: we are draining
+                self._return(part)
+
+    def _prepare(self, model: Model, jobs: list[Job]) -> None:
+        with self._changed:
+            draining = self._core.draining
+        if draining:
+            self._return(jobs)
+            return
+        items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
+        errors = [_measure(model, job, item) for job, item in zip(jobs, items, strict=True)]
+        failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
+        prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
+        if failed:
+            self._unsettled.put(failed)
+        with self._changed:
+            self._core.unprepared(len(failed))
+            if not self._core.draining:
+                self._core.prepared(prepared)
+                prepared = []
+            self._changed.notify_all()
+        self._return(prepared)
+
+    def _return(self, jobs: list[Job]) -> None:
+        """Give back jobs that were still preparing when the engine began to drain."""
+        with self._changed:
+            self._core.unprepared(len(jobs))
+            if self._returning is not None:
+                self._returning += jobs
+                jobs = []
+            self._changed.notify_all()
+        self._give_back(jobs)
+
+    def _give_back(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            self._front.give_back(jobs)
+            self._leave(len(jobs))
+
+    def _leave(self, count: int) -> None:
+        with self._changed:
+            self._core.left(count)
+            self._changed.notify_all()
+
+    # -- Plan and run ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            model = self._models[batch.task]
+            device = model.ensure_loaded(self._options.device)
+            self._front.started(batch)
+            for outcomes in run_isolated(batch, lambda items: forward(model, items, device)):  # noqa: B023 - runs now
+                batch.finished_at = self._clock()
+                self._unsettled.put(outcomes)
+            with self._changed:
+                self._core.finished(batch)
+
+    def _next_batch(self) -> Batch | None:
+        while (batch := self._wait_for_batch()) is not None:
+            wanted = self._front.still_wanted(batch.jobs)
+            if len(wanted) < len(batch.jobs):
+                self._leave(len(batch.jobs) - len(wanted))
+                batch.jobs = wanted
+            if wanted:
+                with self._changed:
+                    self._core.started(batch, self._clock())
+                return batch
+        return None
+
+    def _wait_for_batch(self) -> Batch | None:
+        with self._changed:
+            while not self._stopping:
+                now = self._clock()
+                batch = self._core.next_batch(now)
+                if batch is not None:
+                    return batch
+                wake_at = self._core.wake_at()
+                self._changed.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
+        return None
+
+    # -- Postprocess and settle --------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        while (outcomes := self._unsettled.get()) is not None:
+            for outcome in outcomes:
+                if outcome.error is None:
+                    _postprocess(self._models[outcome.job.task], outcome)
+            failed = sum(outcome.error is not None for outcome in outcomes)
+            try:
+                self._front.settle(outcomes)
+            except Exception:
+                logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
+            with self._changed:
+                self._core.counts.failed += failed
+            self._leave(len(outcomes))
+
+
+def _measure(model: Model, job: Job, item: Any) -> BaseException | None:
+    if isinstance(item, BaseException):
+        return item
+    shape_class = getattr(model.batcher, "shape_class", None)
+    try:
+        job.item = item
+        job.length = model.item_length(item)
+        job.shape_class = shape_class(item) if shape_class is not None else None
+    except Exception as exc:
+        return exc
+    return None
+
+
+def _postprocess(model: Model, outcome: Outcome) -> None:
+    try:
+        outcome.value = model.postprocess(outcome.value)
+    except Exception as exc:
+        outcome.error = exc

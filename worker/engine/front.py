@@ -1,0 +1,42 @@
+"""A front: where the engine's jobs come from and where their outcomes go."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ...batchers import Batch, Job, Outcome
+
+
+class Front(Protocol):
+    """One side of the engine: Redis behind Celery's worker, or a local queue behind `Host`.
+
+    Each method is called from one thread of the engine, named with it; it must not raise for what a front can mend by
+    itself, such as a lost connection.
+    """
+
+    def claim(self, room: int) -> list[Job]:
+        """Wait for work and take at most `room` jobs; an empty list every now and then is fine. Claim thread."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a `claim` that waits, and every later one, return at once. Any thread."""
+        ...
+
+    def still_wanted(self, jobs: list[Job]) -> list[Job]:
+        """Leave out jobs that nobody wants any more (revoked, expired, cancelled), and answer those. Device thread."""
+        ...
+
+    def started(self, batch: Batch) -> None:
+        """Take note that these jobs run now. Device thread."""
+        ...
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Store the outcomes and acknowledge their jobs. Settle thread."""
+        ...
+
+    def give_back(self, jobs: Sequence[Job]) -> None:
+        """Put jobs that have not run back to where they were claimed, in order. Any thread."""
+        ...
+
+    def broken(self, error: Exception) -> None:
+        """Learn that a thread of the engine died of `error`: no job will be served any more. Any thread."""
+        ...

@@ -1,0 +1,51 @@
+"""What the engine asks of a task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ...batchers import Batcher
+from ...configs import TaskOptions
+
+
+class Model(Protocol):
+    """A task as the engine sees it: `producer.BatchTask` is one."""
+
+    @property
+    def name(self) -> str:
+        """The task's name, by which jobs refer to it."""
+        ...
+
+    @property
+    def options(self) -> TaskOptions:
+        """How its jobs are put together."""
+        ...
+
+    @property
+    def batcher(self) -> Batcher:
+        """Items to a batch and back."""
+        ...
+
+    @property
+    def runs_user_code_per_item(self) -> bool:
+        """Whether `prepare_many` and `item_length` run user code, which belongs on the preprocess threads."""
+        ...
+
+    def ensure_loaded(self, device: str = "auto") -> str:
+        """Load the model unless it is loaded; return the name of its device."""
+        ...
+
+    def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
+        """Turn calls' arguments into items, an exception instance for each that failed."""
+        ...
+
+    def item_length(self, item: Any) -> int | None:
+        """Count an item's tokens, if anything does."""
+        ...
+
+    def predict(self, batch: Any) -> Any:
+        """Run the model once on a whole batch."""
+        ...
+
+    def postprocess(self, output: Any) -> Any:
+        """Turn one output into what the caller gets."""
+        ...
