@@ -1,0 +1,47 @@
+"""Names of keys: Celery's own for queues, ours for leases."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One Celery queue on Redis, and the leases on its messages.
+
+    `name` is Celery's; the rest is kombu's: `prefix` the `global_keyprefix` that goes before every key, `priorities`
+    the priority steps, first served first, `separator` what stands between a queue's name and a priority other than 0.
+    """
+
+    name: str
+    prefix: str = ""
+    priorities: tuple[int, ...] = (0, 3, 6, 9)
+    separator: str = "\x06\x16"
+
+    @cached_property
+    def lists(self) -> list[str]:
+        """The lists that hold the queue's messages, one a priority."""
+        return [
+            f"{self.prefix}{self.name}{self.separator}{priority}" if priority else f"{self.prefix}{self.name}"
+            for priority in self.priorities
+        ]
+
+    @cached_property
+    def unacked(self) -> str:
+        """Hash: tag to `[message, exchange, routing key]`, in kombu's format."""
+        return f"{self.prefix}batchery:unacked:{self.name}"
+
+    @cached_property
+    def index(self) -> str:
+        """Sorted set: tag by the time (Redis TIME, in seconds) at which its lease runs out."""
+        return f"{self.prefix}batchery:unacked_index:{self.name}"
+
+    @cached_property
+    def workers(self) -> str:
+        """Sorted set: live workers by the time at which they no longer count as alive."""
+        return f"{self.prefix}batchery:workers:{self.name}"
+
+    @cached_property
+    def envelope_end(self) -> str:
+        """What follows the message in the hash's value: exchange "" and the queue's name as routing key."""
+        return f',"",{json.dumps(self.name)}]'

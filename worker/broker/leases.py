@@ -1,0 +1,214 @@
+"""Leases on messages: claiming, refreshing, settling, giving back. One method, one atomic script.
+
+1. A message is in its queue or under a lease, never nowhere.
+2. Only who holds the lease stores a result, and stores it with the acknowledgement.
+3. A lease ends when we settle or give back, or when it runs out; then anybody may put the message back.
+
+Every method may be called from any thread.
+"""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import redis
+
+from .client import script
+from .keys import Queue
+
+#: Jobs that one settle script takes: far below what Lua can unpack, and a few ms of the server's time.
+_SETTLE_CHUNK = 500
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A message that is ours for the time of its lease."""
+
+    tag: str
+    queue: Queue
+    message: bytes
+    #: Position in this worker's claims.
+    seq: int
+
+
+class Settlement(NamedTuple):
+    """What to do with one claim: store `result` under `key` and acknowledge; only acknowledge where `key` is empty."""
+
+    claim: Claim
+    key: str = ""
+    result: bytes = b""
+
+
+class Leases:
+    """The leases that one worker holds."""
+
+    def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
+        """Hold leases of `lease_s` seconds on the messages of `client`'s server and db."""
+        self._client = client
+        self._lease_s = lease_s
+        #: Tells workers apart: host and process for people, the rest against a process id used again.
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._prefix = f"{secrets.token_hex(8)}:"
+        self._scripts = {name: script(client, name) for name in ("claim", "settle", "give_back", "refresh")}
+        self._lock = threading.Lock()
+        self._held: dict[str, Claim] = {}
+        self._held_of: dict[str, int] = {}
+        self._held_bytes = 0
+        self._queues: dict[str, Queue] = {}
+        self._sequence = 0
+        #: First sequence number and queues of claims whose answer was lost with the connection.
+        self._unheard: list[tuple[int, int, Sequence[Queue]]] = []
+        #: Messages that the last claim left to other workers.
+        self.withheld = 0
+        #: Redis TIME of the last claim, in seconds since the epoch.
+        self.server_time = 0.0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the messages held."""
+        return self._held_bytes
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether a claim is still ours, as far as we have heard."""
+        return claim.tag in self._held
+
+    def find(self, tag: str) -> Claim | None:
+        """Return the claim of that tag, if it is ours."""
+        return self._held.get(tag)
+
+    def held(self) -> list[Claim]:
+        """Every claim that is ours, in claim order."""
+        with self._lock:
+            return sorted(self._held.values(), key=lambda claim: claim.seq)
+
+    def claim(self, queues: Sequence[Queue], room: int, max_bytes: int) -> list[Claim]:
+        """Claim at most `room` messages and `max_bytes`, but one message whatever its size; never waits.
+
+        Highest priority first; among equals the first of `queues` first, and the oldest message of a queue first.
+        """
+        self._recover_unheard()
+        first = self._sequence
+        with self._lock:
+            self._queues.update({queue.name: queue for queue in queues})
+            mine = [self._held_of.get(queue.name, 0) for queue in queues]
+        keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
+        priorities = queues[0].priorities
+        keys += [queue.lists[step] for step in range(len(priorities)) for queue in queues]
+        shares = [value for queue, count in zip(queues, mine, strict=True) for value in (queue.envelope_end, count)]
+        args = [self._prefix, first, self._lease_s, room, max_bytes, len(queues), *shares, *priorities]
+        # Whatever becomes of the answer, these numbers are used: a second claim must not meet the first one's tags.
+        self._sequence += room
+        try:
+            reply = self._scripts["claim"](keys=keys, args=args)
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._unheard.append((first, room, queues))
+            raise
+        return self._take_in(reply, queues, first)
+
+    def settle(self, settlements: Sequence[Settlement], *, result_db: int, expires_s: int) -> list[bool]:
+        """Store results and acknowledge, in one round trip for each queue; return which of them were still ours."""
+        settled: dict[str, bool] = {}
+        by_queue: dict[str, list[Settlement]] = {}
+        for settlement in settlements:
+            by_queue.setdefault(settlement.claim.queue.name, []).append(settlement)
+        for group in by_queue.values():
+            for start in range(0, len(group), _SETTLE_CHUNK):
+                chunk = group[start : start + _SETTLE_CHUNK]
+                queue = chunk[0].claim.queue
+                args: list[Any] = [self._db, result_db, expires_s]
+                for settlement in chunk:
+                    args += (settlement.claim.tag, settlement.result)
+                keys = [queue.unacked, queue.index, *(settlement.key for settlement in chunk)]
+                reply = self._scripts["settle"](keys=keys, args=args)
+                settled.update((item.claim.tag, bool(done)) for item, done in zip(chunk, reply, strict=True))
+                self.forget(item.claim for item in chunk)
+        return [settled[settlement.claim.tag] for settlement in settlements]
+
+    def give_back(self, claims: Iterable[Claim]) -> None:
+        """Put messages back to the front of their queues, in claim order."""
+        claims = list(claims)
+        by_queue: dict[str, list[Claim]] = {}
+        for claim in claims:
+            by_queue.setdefault(claim.queue.name, []).append(claim)
+        for group in by_queue.values():
+            self._give_back(group[0].queue, "", [claim.tag for claim in group])
+        self.forget(claims)
+
+    def sweep(self, most: int = 200) -> int:
+        """Put orphans back, messages whose lease has run out whosever it was; return how many."""
+        return sum(self._give_back(queue, str(most), []) for queue in list(self._queues.values()))
+
+    def refresh(self, queues: Sequence[Queue], *, leases: bool = True) -> None:
+        """Refresh our place among the live workers of `queues` and, if `leases`, everything we hold."""
+        by_queue: dict[str, list[Claim]] = {queue.name: [] for queue in queues}
+        known = {**self._queues, **{queue.name: queue for queue in queues}}
+        for claim in self.held() if leases else ():
+            by_queue.setdefault(claim.queue.name, []).append(claim)
+        for name, claims in by_queue.items():
+            queue = known[name]
+            tags = [claim.tag for claim in claims]
+            still = self._scripts["refresh"](keys=[queue.index, queue.workers], args=[self._lease_s, self.worker, *tags])
+            if still < len(tags):
+                scores = self._client.zmscore(queue.index, tags)
+                self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
+
+    def still_held(self, claim: Claim) -> bool:
+        """Ask the server whether a claim is still ours."""
+        return self._client.zscore(claim.queue.index, claim.tag) is not None
+
+    def leave(self) -> None:
+        """Give back whatever is still held and no longer count as a live worker."""
+        self.give_back(self.held())
+        for queue in self._queues.values():
+            self._client.zrem(queue.workers, self.worker)
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Hold these no longer: they are refreshed no more, and run out unless they were settled."""
+        with self._lock:
+            for claim in claims:
+                if self._held.pop(claim.tag, None) is not None:
+                    self._held_of[claim.queue.name] -= 1
+                    self._held_bytes -= len(claim.message)
+
+    @property
+    def _db(self) -> int:
+        return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+
+    def _take_in(self, reply: list[Any], queues: Sequence[Queue], first: int) -> list[Claim]:
+        self.server_time, self.withheld = float(reply[0]), int(reply[1])
+        steps = len(queues[0].priorities)
+        messages = iter(reply[2 + steps * len(queues) :])
+        claims: list[Claim] = []
+        for place, count in enumerate(reply[2 : 2 + steps * len(queues)]):
+            queue, priority = queues[place % len(queues)], queues[0].priorities[place // len(queues)]
+            for _ in range(count):
+                seq = first + len(claims)
+                claims.append(Claim(f"{self._prefix}{seq:012d}.{priority}", queue, next(messages), seq))
+        with self._lock:
+            for claim in claims:
+                self._held[claim.tag] = claim
+                self._held_of[claim.queue.name] = self._held_of.get(claim.queue.name, 0) + 1
+                self._held_bytes += len(claim.message)
+        return claims
+
+    def _recover_unheard(self) -> None:
+        """Give back what a claim took whose answer we never heard."""
+        while self._unheard:
+            first, room, queues = self._unheard[-1]
+            for queue in queues:
+                tags = [f"{self._prefix}{seq:012d}.{step}" for seq in range(first, first + room) for step in queue.priorities]
+                self._give_back(queue, "", tags)
+            self._unheard.pop()
+
+    def _give_back(self, queue: Queue, orphans: str, tags: list[str]) -> int:
+        priorities = ",".join(map(str, queue.priorities))
+        return int(
+            self._scripts["give_back"](
+                keys=[queue.unacked, queue.index, *queue.lists],
+                args=[len(queue.envelope_end), priorities, orphans, *tags],
+            )
+        )

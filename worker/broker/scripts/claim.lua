@@ -1,0 +1,91 @@
+-- Claims messages: takes them out of their queues and puts them under our lease, all or nothing.
+--
+-- KEYS  for each of n queues: unacked hash, unacked_index, workers; then the lists, by priority and then by queue
+-- ARGV  1 tag prefix   2 first sequence number   3 lease in seconds   4 messages at most   5 bytes at most
+--       6 n   then for each queue: end of its envelope, jobs of it that this worker holds   then the priorities
+-- Reply {time, messages left behind because they are other workers' share,
+--        for each list how many were taken, each message taken (oldest first, list by list)}
+--
+-- A message's tag is prefix .. 12-digit sequence number .. '.' .. priority: sorted tags are in claim order, and the
+-- tag alone says to which list a message goes back.
+-- Over maxmemory this still works: RPOP frees memory, and Redis refuses only a script's first write.
+
+local CHUNK = 16  -- popped at once, so that a row of huge messages cannot fill Lua's memory
+
+local prefix, sequence, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local room, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local priorities = #ARGV - 6 - 2 * queues
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local expiry = string.format('%.6f', now + lease)
+
+local function list_key(priority, queue)
+  return KEYS[3 * queues + (priority - 1) * queues + queue]
+end
+
+-- A worker may hold its share of what waits and what is held: so looking ahead leaves no other worker idle.
+local share, withheld = {}, 0
+for queue = 1, queues do
+  local backlog = 0
+  for priority = 1, priorities do
+    backlog = backlog + redis.call('LLEN', list_key(priority, queue))
+  end
+  share[queue] = 0
+  if backlog > 0 then
+    local held = redis.call('HLEN', KEYS[3 * queue - 2])
+    local live = math.max(1, redis.call('ZCOUNT', KEYS[3 * queue], now, '+inf'))
+    local mine = tonumber(ARGV[6 + 2 * queue])
+    share[queue] = math.max(0, math.ceil((backlog + held) / live) - mine)
+    withheld = withheld + math.max(0, backlog - share[queue])
+  end
+end
+
+local counts, messages = {}, {}
+local taken_bytes, full = 0, false
+
+local function lease_messages(queue, priority, popped)
+  local fields, scores = {}, {}
+  local envelope_end = ARGV[5 + 2 * queue]
+  local suffix = '.' .. ARGV[6 + 2 * queues + priority]
+  for index = 1, #popped do
+    local tag = prefix .. string.format('%012d', sequence) .. suffix
+    sequence = sequence + 1
+    fields[2 * index - 1], fields[2 * index] = tag, '[' .. popped[index] .. envelope_end
+    scores[2 * index - 1], scores[2 * index] = expiry, tag
+    messages[#messages + 1] = popped[index]
+  end
+  if #popped > 0 then
+    redis.call('HSET', KEYS[3 * queue - 2], unpack(fields))
+    redis.call('ZADD', KEYS[3 * queue - 1], unpack(scores))
+  end
+end
+
+for priority = 1, priorities do
+  for queue = 1, queues do
+    local count = 0
+    while not full and math.min(room, share[queue]) > 0 do
+      local key = list_key(priority, queue)
+      local popped = redis.call('RPOP', key, math.min(room, share[queue], CHUNK))
+      if not popped then break end
+      local kept = {}
+      for index = 1, #popped do
+        taken_bytes = taken_bytes + #popped[index]
+        full = taken_bytes > bytes
+        if full and #messages + #kept > 0 then
+          for back = #popped, index, -1 do redis.call('RPUSH', key, popped[back]) end
+          break
+        end
+        kept[#kept + 1] = popped[index]
+      end
+      lease_messages(queue, priority, kept)
+      count, room, share[queue] = count + #kept, room - #kept, share[queue] - #kept
+    end
+    counts[#counts + 1] = count
+  end
+end
+
+local reply = {tostring(now), withheld}
+for index = 1, #counts do reply[#reply + 1] = counts[index] end
+for index = 1, #messages do reply[#reply + 1] = messages[index] end
+return reply

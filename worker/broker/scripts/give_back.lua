@@ -1,0 +1,49 @@
+-- Gives messages back to the front of their queue, in claim order.
+--
+-- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, by priority
+-- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
+--       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
+--       then the tags
+-- Reply how many were given back; a tag that is no longer held is passed over
+
+local function list_of(tag)
+  local priority = string.match(tag, '%.(%d+)$')
+  local place = 1
+  for step in string.gmatch(ARGV[2], '%d+') do
+    if step == priority then return KEYS[2 + place] end
+    place = place + 1
+  end
+  return KEYS[3]
+end
+
+-- Celery reads this flag from a message's delivery_info. A quote inside a JSON string is escaped, so that the first
+-- match is no part of one.
+local function redelivered(message)
+  local first, last = string.find(message, '"delivery_info": ?{')
+  if not first or string.find(message, '"redelivered": ?true') then return message end
+  local comma = string.match(message, '^%s*}', last + 1) and '' or ', '
+  return string.sub(message, 1, last) .. '"redelivered": true' .. comma .. string.sub(message, last + 1)
+end
+
+local tags, orphans = {}, ARGV[3] ~= ''
+if orphans then
+  local clock = redis.call('TIME')
+  local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+  tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[3])
+else
+  for index = 4, #ARGV do tags[#tags + 1] = ARGV[index] end
+end
+
+table.sort(tags, function(one, other) return one > other end)
+local count = 0
+for _, tag in ipairs(tags) do
+  local envelope = redis.call('HGET', KEYS[1], tag)
+  if envelope then
+    local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
+    redis.call('RPUSH', list_of(tag), orphans and redelivered(message) or message)
+    redis.call('HDEL', KEYS[1], tag)
+    count = count + 1
+  end
+  redis.call('ZREM', KEYS[2], tag)
+end
+return count

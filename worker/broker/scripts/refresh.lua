@@ -1,0 +1,22 @@
+-- Refreshes leases, and the worker's place among the living.
+--
+-- KEYS  1 unacked_index   2 workers
+-- ARGV  1 lease in seconds   2 worker   then the tags
+-- Reply how many of the tags are still held
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local expiry = string.format('%.6f', now + tonumber(ARGV[1]))
+
+redis.call('ZADD', KEYS[2], expiry, ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+local held = 0
+for first = 3, #ARGV, 500 do
+  local scores = {}
+  for index = first, math.min(#ARGV, first + 499) do
+    scores[#scores + 1] = expiry
+    scores[#scores + 1] = ARGV[index]
+  end
+  held = held + redis.call('ZADD', KEYS[1], 'XX', 'CH', unpack(scores))
+end
+return held

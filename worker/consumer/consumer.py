@@ -1,0 +1,175 @@
+"""The consumer of a Batchery worker: Celery's own, except that tasks are claimed in bulk.
+
+Names of Celery's and kombu's that are private, or might as well be, and that this package relies on; each has a test:
+
+- `celery.worker.consumer.Consumer`: `on_task_request`, `create_task_handler`, `call_soon_ack`, `stop`, `shutdown`,
+  `task_consumer`, `event_dispatcher`, `strategies`, `Blueprint.default_steps`
+- `app.amqp.Consumer`, the class of the worker's task consumer
+- kombu's Redis channel: `pool`, `priority_steps`, `sep`, `global_keyprefix`
+- `celery.worker.state`: `task_reserved`, `task_ready`, `requests`, `active_requests`, `scheduled_requests`,
+  `total_count`, `all_total_count`, `revoked`, `should_stop`
+- `celery.worker.request.Request`, its `_payload`, and `celery.app.trace.build_tracer`, `task_has_custom`
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from celery import bootsteps
+from celery.concurrency import solo, thread
+from celery.exceptions import ImproperlyConfigured
+from celery.utils.functional import noop
+from celery.worker.consumer import Consumer
+from kombu import Consumer as KombuConsumer
+from kombu.serialization import prepare_accept_content
+
+from ...producer import BatchTask
+from ..broker import Doorbell, Leases, Queue, connect
+from ..broker.keeper import Keeper
+from ..engine import Engine
+from .front import BrokerFront
+from .hub import HubCalls
+from .setup import options_of
+from .store import ResultStore
+
+logger = logging.getLogger(__name__)
+
+
+class QuietConsumer(KombuConsumer):  # type: ignore[misc]  # kombu has no types
+    """Knows the worker's queues but fetches from none of them: the engine claims instead.
+
+    Broadcast queues are no lists but Redis channels: those are fetched from as ever.
+    """
+
+    def _basic_consume(self, queue: Any, *args: Any, **kwargs: Any) -> None:
+        if queue.exchange.type == "fanout":
+            super()._basic_consume(queue, *args, **kwargs)
+        else:
+            self._active_tags[queue.name] = queue.name
+
+
+class Batching(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Adds the engine's figures to `inspect stats`, where Flower shows them too."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """Return the figures under one name."""
+        return {"batchery": c.engine.stats() if c.engine else "starting"}
+
+
+class BatchConsumer(Consumer):  # type: ignore[misc]  # celery has no types
+    """Celery's consumer, with the engine beside its hub."""
+
+    engine: Engine | None = None
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]  # celery has no types
+        """Celery's steps, and ours for the figures."""
+
+        default_steps = (*Consumer.Blueprint.default_steps, Batching)
+
+    def __init__(self, on_task_request: Callable[[Any], None], init_callback: Any = noop, **kwargs: Any) -> None:
+        """Get ready, if this app and this pool can work."""
+        app, pool = kwargs["app"], kwargs["pool"]
+        _refuse_what_cannot_work(app, pool)
+        app.amqp.Consumer = QuietConsumer
+        self.batch_tasks = {name: task for name, task in app.tasks.items() if isinstance(task, BatchTask)}
+        self.accept = prepare_accept_content(app.conf.accept_content)
+        self.handle_message: Callable[[Any], None] = noop
+        self._to_pool = on_task_request
+        super().__init__(self._on_task_request, init_callback, **kwargs)
+
+    def _on_task_request(self, request: Any) -> None:
+        if request.task.name in self.batch_tasks:
+            self._front.take(request)
+        else:
+            self._to_pool(request)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return Celery's handler; the first time, load the models and start the engine."""
+        self.handle_message = super().create_task_handler(*args, **kwargs)
+        if self.engine is None:
+            self._start_engine()
+        return self.handle_message
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge at once: that only puts it in line for the next settle, also while the hub is stopping."""
+        p(*args, **kwargs)
+        return p
+
+    def stop(self) -> None:
+        """Drain the engine, then stop as Celery does."""
+        if self.engine is not None:
+            done = self.engine.drain(self._options.drain_timeout_s)
+            if not done:
+                logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", self._options.drain_timeout_s)
+        super().stop()
+
+    def shutdown(self) -> None:
+        """Stop as Celery does; by now the pool has stopped too: give back what is left."""
+        super().shutdown()
+        if self.engine is not None:
+            self._keeper.stop()
+            self._front.close()
+            self.engine = None
+
+    def _start_engine(self) -> None:
+        options = self._options = options_of(self.app)
+        channel = self.connection.default_channel
+        client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
+        leases = Leases(client, lease_s=options.lease_s)
+        hub_calls = HubCalls(self.hub)
+        self._front = BrokerFront(
+            self,
+            leases,
+            Doorbell(client),
+            ResultStore(self.app, leases, client),
+            hub_calls,
+            queues=self._queues,
+            max_bytes=(options.claim_max_bytes, options.held_max_bytes),
+        )
+        engine = Engine(self.batch_tasks, self._front, options)
+        engine.load()
+        self._front.engine = engine
+        self._keeper = Keeper(
+            leases,
+            self._queues,
+            lease_s=options.lease_s,
+            hung=lambda: engine.hung,
+            on_hung=self._front.release_waiting,
+        )
+        self._keeper.start()
+        engine.start()
+        self.engine = engine
+
+    def _queues(self) -> Sequence[Queue]:
+        consumer = self.task_consumer
+        if consumer is None or consumer.channel is None:  # Celery is reconnecting
+            return self._last_queues
+        channel = consumer.channel
+        self._last_queues = [
+            Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
+            for queue in tuple(consumer.queues)
+            if queue.exchange.type != "fanout"
+        ]
+        return self._last_queues
+
+    _last_queues: Sequence[Queue] = ()
+
+
+def _refuse_what_cannot_work(app: Any, pool: Any) -> None:
+    if app.connection_for_read().transport.driver_type != "redis":
+        raise ImproperlyConfigured(
+            f"Batchery claims from Redis or Valkey, but the broker is {app.connection_for_read().as_uri()}. "
+            "Use a redis:// broker, or leave out batchery.setup(app)."
+        )
+    context = click.get_current_context(silent=True)
+    chosen = context.params.get("pool_cls") if context else None
+    explicit = context is not None and context.get_parameter_source("pool_cls") == click.core.ParameterSource.COMMANDLINE
+    if not isinstance(pool, thread.TaskPool | solo.TaskPool) or (explicit and "prefork" in str(chosen)):
+        raise ImproperlyConfigured(
+            f"Batchery cannot run with the pool {type(pool).__module__}: batches run on a thread of the worker's main "
+            "process, where a forked pool would lose the GPU and green threads would stand still. "
+            "Leave out -P (plain tasks then run in threads, as many as -c says), or use -P threads or -P solo."
+        )

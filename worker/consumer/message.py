@@ -1,0 +1,136 @@
+"""The fast decode: from the bytes of an ordinary Celery message to a job, without Celery's or kombu's objects.
+
+Ordinary is: task protocol 2, JSON, nothing to be done before or after but run and answer. Whatever is unusual (ETA,
+chord, callbacks, another serializer, a header we do not know) is not decoded here: Celery's own objects do that.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+#: What `kombu.utils.json` writes for values that JSON does not have; only kombu can read it.
+_KOMBU_TYPE = b"__type__"
+
+
+class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the message was sent."""
+
+    exchange: str = ""
+    routing_key: str = ""
+    redelivered: bool = False
+
+
+class Properties(msgspec.Struct, forbid_unknown_fields=True):
+    """kombu's message properties."""
+
+    delivery_tag: str
+    body_encoding: str
+    delivery_info: DeliveryInfo
+    correlation_id: str = ""
+    reply_to: str = ""
+    delivery_mode: int = 2
+    priority: int | None = None
+
+
+class Headers(msgspec.Struct, forbid_unknown_fields=True):
+    """Celery's task headers, protocol 2. A type narrower than Celery's makes a message unusual."""
+
+    task: str
+    id: str
+    lang: str = "py"
+    shadow: str | None = None
+    eta: None = None
+    expires: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    retries: int = 0
+    timelimit: tuple[None, None] = (None, None)
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str = ""
+    kwargsrepr: str = ""
+    origin: str = ""
+    ignore_result: bool = False
+    replaced_task_nesting: int = 0
+    stamped_headers: None = None
+    stamps: dict[str, None] = {}
+    batchery_enqueued_at: float | None = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """A message as kombu's Redis transport writes it; msgspec undoes the base64 of the body."""
+
+    body: bytes
+    content_encoding: str = msgspec.field(name="content-encoding")
+    content_type: str = msgspec.field(name="content-type")
+    headers: Headers
+    properties: Properties
+
+
+class Embed(msgspec.Struct, forbid_unknown_fields=True):
+    """What a call brings along for afterwards: nothing, if it is ordinary."""
+
+    callbacks: None | tuple[()] = None
+    errbacks: None | tuple[()] = None
+    chain: None | tuple[()] = None
+    chord: None = None
+
+
+class Ordinary(msgspec.Struct):
+    """An ordinary call, decoded."""
+
+    headers: Headers
+    args: list[Any]
+    kwargs: dict[str, Any]
+    priority: int
+    #: Seconds since the epoch; None: it never expires.
+    expires_at: float | None
+
+
+_message = msgspec.json.Decoder(Message)
+_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Embed])
+
+
+def decode(message: bytes) -> Ordinary | None:
+    """Decode an ordinary message; None if it is unusual, or no Celery message at all."""
+    try:
+        decoded = _message.decode(message)
+        properties = decoded.properties
+        if decoded.content_type != "application/json" or decoded.content_encoding != "utf-8":
+            return None
+        if properties.body_encoding != "base64" or _KOMBU_TYPE in decoded.body:
+            return None
+        args, kwargs, _ = _body.decode(decoded.body)
+        expires_at = _timestamp(decoded.headers.expires)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at)
+
+
+def task_name(message: bytes) -> str | None:
+    """Return the name of the task that a message calls, ordinary or not; None if it is not protocol 2."""
+    try:
+        return _name.decode(message).headers.task
+    except msgspec.MsgspecError:
+        return None
+
+
+class _NameHeaders(msgspec.Struct):
+    task: str
+
+
+class _NameOnly(msgspec.Struct):
+    headers: _NameHeaders
+
+
+_name = msgspec.json.Decoder(_NameOnly)
+
+
+def _timestamp(expires: str | None) -> float | None:
+    if expires is None:
+        return None
+    moment = datetime.fromisoformat(expires)
+    if moment.tzinfo is None:
+        raise ValueError("an expiry without a time zone: Celery knows what the app means by it")
+    return moment.astimezone(UTC).timestamp()

@@ -1,0 +1,60 @@
+"""Messages that take Celery's own way: kombu's message objects, acknowledged through our leases."""
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker.request import Request
+from kombu.transport import virtual
+from kombu.utils import json as kombu_json
+
+from ..broker import Claim
+
+
+class LeaseChannel:
+    """What a kombu message needs of its channel; an acknowledgement ends the lease."""
+
+    no_ack_consumers = None
+    codecs = virtual.Channel.codecs
+    decode_body = virtual.Channel.decode_body
+
+    def __init__(self, acknowledge: Callable[[str], None], requeue: Callable[[str], None]) -> None:
+        """Send acknowledgements and requeues on, by tag."""
+        self._acknowledge = acknowledge
+        self._requeue = requeue
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002 - kombu's signature
+        """Acknowledge."""
+        self._acknowledge(delivery_tag)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give up on the message, or give it back."""
+        (self._requeue if requeue else self._acknowledge)(delivery_tag)
+
+
+def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any) -> virtual.Message:
+    """Return kombu's message for a claim; its delivery tag is the claim's.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no message of kombu's.
+    """
+    payload = kombu_json.loads(claim.message)
+    payload["properties"]["delivery_tag"] = claim.tag
+    return virtual.Message(payload, channel=channel, accept=accept)
+
+
+def to_request(message: virtual.Message, task: Any, consumer: Any) -> Request:
+    """Return Celery's request for a message, as its default strategy would make it."""
+    return Request(
+        message,
+        on_ack=message.ack_log_error,
+        on_reject=message.reject_log_error,
+        app=consumer.app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=task,
+        connection_errors=consumer.connection_errors,
+        body=message.body,
+        headers=message.headers,
+        decoded=False,
+        utc=consumer.app.uses_utc_timezone(),
+    )

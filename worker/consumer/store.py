@@ -1,0 +1,71 @@
+"""Storing results, and acknowledging: in one step where broker and results share a server, else one after the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery, states
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
+
+from ...batchers import Outcome
+from ..broker import Leases, Settlement
+from ..broker.client import same_server
+from .request import LightRequest
+from .results import encode_success
+
+
+class ResultStore:
+    """Settles ordinary successes in bulk."""
+
+    def __init__(self, app: Celery, leases: Leases, broker: Any) -> None:
+        """Store results in `app`'s backend; `broker` is the client that the leases use."""
+        self._app = app
+        self._leases = leases
+        backend = app.backend
+        fast = isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
+        self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
+        self._db = int(backend.connparams.get("db") or 0) if fast else 0
+        self._expires_s = int(backend.expires or 0) if fast else 0
+
+    def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[bool]:
+        """Store and acknowledge `successes`, acknowledge `acks`; return which successes were still ours to answer.
+
+        Can be repeated after an error: what was settled is passed over. Every value must be encodable (`encode`).
+        """
+        if self._shares_server:
+            settlements = [self._encoded(outcome) for outcome in successes]
+        else:
+            settlements = [self._stored(outcome) for outcome in successes if self._leases.still_held(outcome.job.reply.claim)]
+        done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
+        answered = {item.claim.tag for item, ours in zip(settlements, done, strict=False) if ours}
+        return [outcome.job.reply.claim.tag in answered for outcome in successes]
+
+    def encode(self, outcomes: Sequence[Outcome]) -> None:
+        """Encode the outcomes' values, if that is ours to do; one that cannot be turns into that job's failure."""
+        if not self._shares_server:
+            return
+        done_at = self._app.now().isoformat()
+        for outcome in outcomes:
+            request: LightRequest = outcome.job.reply
+            headers = request.headers
+            try:
+                request.result = encode_success(request.id, outcome.value, done_at, headers.group, headers.parent_id)
+            except Exception as exc:
+                outcome.error = exc
+
+    def _encoded(self, outcome: Outcome) -> Settlement:
+        request: LightRequest = outcome.job.reply
+        if _ignored(request):
+            return Settlement(request.claim)
+        return Settlement(request.claim, self._app.backend.get_key_for_task(request.id).decode(), request.result)
+
+    def _stored(self, outcome: Outcome) -> Settlement:
+        request: LightRequest = outcome.job.reply
+        if not _ignored(request):
+            context = Context(request.full.request_dict)
+            self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
+        return Settlement(request.claim)
+
+
+def _ignored(request: LightRequest) -> bool:
+    return bool(request.headers.ignore_result or request.task.ignore_result)
