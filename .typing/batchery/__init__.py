@@ -1,0 +1,1 @@
+../../batchery/__init__.py

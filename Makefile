@@ -1,0 +1,63 @@
+# Every target needs only Python 3.11 or later and make: the first one that runs makes .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+# PIP_ARGS: more options for pip, such as another index for torch. PYTEST_ARGS: more options for pytest.
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check -qq
+# Named after what pip was told to install, so that the environment follows a pull that changes it.
+MADE   := $(VENV)/.made-for-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test lint ruff types layers bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %s %-8s", $$1, $$2; $$1 = $$2 = ""; print }'
+
+setup: $(MADE) ## make the environment in .venv, or bring it up to date
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Batchery needs Python 3.11 or later; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) (about two minutes)..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) cannot make virtual environments (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(PIP) install --upgrade pip
+	@# First and alone, with its one version: a range could choose a build with gigabytes of CUDA libraries.
+	@echo "  PyTorch"
+	@$(PIP) install $(PIP_ARGS) torch -c constraints.txt
+	@echo "  Batchery, what its demo and benchmarks run, and the tools that check it"
+	@$(PIP) install $(PIP_ARGS) -e '.[demo,bench,dev,flower]' -c constraints.txt
+	@# It works with Celery 5.7, but its metadata forbids it. The benchmarks compare with it.
+	@$(PIP) install $(PIP_ARGS) --no-deps celery-batches -c constraints.txt
+	@rm -f $(VENV)/.made-for-*
+	@touch $@
+
+demo: setup ## watch a worker turn single calls into batches
+	@$(BIN)/python -m benchmarks.demo
+
+test: setup ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: ruff types layers ## run the three checks below
+
+ruff: setup ## check style and formatting
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: setup ## check types, strictly
+	@$(BIN)/mypy
+
+# On an installed wheel: in the tree the folders do not have their import names.
+layers: setup ## check which folder imports what
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	{ $(BIN)/python -m build --no-isolation --outdir "$$dir" >"$$dir/log" 2>&1 || { cat "$$dir/log"; exit 1; }; } && \
+	$(PIP) install --no-deps --target "$$dir/site" "$$dir"/*.whl && \
+	bin=$$(cd $(BIN) && pwd) && root=$$(pwd) && cd "$$dir" && \
+	PYTHONPATH="$$dir/site" "$$bin/lint-imports" --no-logo --no-cache --config "$$root/pyproject.toml"
+
+bench: setup ## run every benchmark; figures land in build/benchmarks
+	@$(BIN)/python -m benchmarks all
+
+clean: ## remove what was built, and .venv
+	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

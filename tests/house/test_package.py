@@ -1,0 +1,84 @@
+"""What a user installs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import FOLDERS
+
+PACKAGED = {".py", ".lua", ".toml"}
+
+# A producer's whole life, beside files that have the names of our folders.
+PRODUCER = """
+import importlib.util, sys
+
+from celery import Celery
+from batchery import BatchTask, PadBatcher, setup
+
+app = Celery("calls", broker="memory://", backend="cache+memory://")
+setup(app)
+
+@app.task(base=BatchTask, max_batch_size=64, length=len)
+def shout(texts):
+    return [text.upper() for text in texts]
+
+assert shout("a") == "A"
+assert shout.delay("b").id
+assert importlib.util.find_spec("torch") is None
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_exactly_the_files_of_the_tree(wheel: Path, root: Path) -> None:
+    expected = set()
+    for folder in FOLDERS:
+        for path in (root / folder).rglob("*"):
+            if path.suffix in PACKAGED or path.name == "py.typed":
+                inside = path.relative_to(root).as_posix()
+                expected.add(inside if folder == "batchery" else f"batchery/{inside}")
+
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+
+    assert packed == expected
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_its_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [license_] = [name for name in archive.namelist() if name.endswith("LICENSE")]
+        assert b"Apache License" in archive.read(license_)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_service_without_torch_can_define_and_call_batch_tasks(wheel: Path, root: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    command = [python, "-m", "pip", "install", "--quiet", str(wheel), "--constraint", str(root / "constraints.txt")]
+    installed = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if installed.returncode and not os.environ.get("CI"):
+        pytest.skip(f"no packages to be had: {installed.stdout[-500:]}")
+    assert installed.returncode == 0, installed.stdout
+
+    for name in ["worker", "configs", "batchers", "producer"]:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('batchery imported the user\\'s own module')\n")
+    (tmp_path / "calls.py").write_text(PRODUCER)
+    ran = subprocess.run(
+        [python, "calls.py"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert ran.stdout == "fine\n"
+
+
+def test_importing_batchery_leaves_torch_alone_even_where_it_is_installed() -> None:
+    check = "import sys, batchery, batchery.producer; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", check], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert ran.stdout == "False\n"
