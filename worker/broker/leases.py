@@ -48,7 +48,8 @@ class Leases:
 
     def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
         """Hold leases of `lease_s` seconds on the messages of `client`'s server and db."""
-        self._client = client
+        self._pool = client.connection_pool
+        self._own = threading.local()
         self._lease_s = lease_s
         #: Tells workers apart: host and process for people, the rest against a process id used again.
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -103,7 +104,7 @@ class Leases:
         # Whatever becomes of the answer, these numbers are used: a second claim must not meet the first one's tags.
         self._sequence += room
         try:
-            reply = self._scripts["claim"](keys=keys, args=args)
+            reply = self._run("claim", keys=keys, args=args)
         except (redis.ConnectionError, redis.TimeoutError):
             self._unheard.append((first, room, queues))
             raise
@@ -123,7 +124,7 @@ class Leases:
                 for settlement in chunk:
                     args += (settlement.claim.tag, settlement.result)
                 keys = [queue.unacked, queue.index, *(settlement.key for settlement in chunk)]
-                reply = self._scripts["settle"](keys=keys, args=args)
+                reply = self._run("settle", keys=keys, args=args)
                 settled.update((item.claim.tag, bool(done)) for item, done in zip(chunk, reply, strict=True))
                 self.forget(item.claim for item in chunk)
         return [settled[settlement.claim.tag] for settlement in settlements]
@@ -151,7 +152,7 @@ class Leases:
         for name, claims in by_queue.items():
             queue = known[name]
             tags = [claim.tag for claim in claims]
-            still = self._scripts["refresh"](keys=[queue.index, queue.workers], args=[self._lease_s, self.worker, *tags])
+            still = self._run("refresh", keys=[queue.index, queue.workers], args=[self._lease_s, self.worker, *tags])
             if still < len(tags):
                 scores = self._client.zmscore(queue.index, tags)
                 self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
@@ -176,7 +177,18 @@ class Leases:
 
     @property
     def _db(self) -> int:
-        return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+        return int(self._pool.connection_kwargs.get("db") or 0)
+
+    @property
+    def _client(self) -> "redis.Redis":
+        """A connection for each thread, its own: taking one out of a pool costs a system call, and the GIL, each time."""
+        client: redis.Redis | None = getattr(self._own, "client", None)
+        if client is None:
+            client = self._own.client = redis.Redis(connection_pool=self._pool, single_connection_client=True)
+        return client
+
+    def _run(self, name: str, keys: list[Any], args: list[Any]) -> Any:
+        return self._scripts[name](keys=keys, args=args, client=self._client)
 
     def _take_in(self, reply: list[Any], queues: Sequence[Queue], first: int) -> list[Claim]:
         self.server_time, self.withheld = float(reply[0]), int(reply[1])
@@ -207,7 +219,8 @@ class Leases:
     def _give_back(self, queue: Queue, orphans: str, tags: list[str]) -> int:
         priorities = ",".join(map(str, queue.priorities))
         return int(
-            self._scripts["give_back"](
+            self._run(
+                "give_back",
                 keys=[queue.unacked, queue.index, *queue.lists],
                 args=[len(queue.envelope_end), priorities, orphans, *tags],
             )

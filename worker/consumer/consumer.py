@@ -91,6 +91,8 @@ class BatchConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         self.handle_message = super().create_task_handler(*args, **kwargs)
         if self.engine is None:
             self._start_engine()
+        else:
+            self._hub_calls.revive()
         return self.handle_message
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,13 +121,13 @@ class BatchConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         channel = self.connection.default_channel
         client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
         leases = Leases(client, lease_s=options.lease_s)
-        hub_calls = HubCalls(self.hub)
+        self._hub_calls = HubCalls(self.hub)
         self._front = BrokerFront(
             self,
             leases,
             Doorbell(client),
             ResultStore(self.app, leases, client),
-            hub_calls,
+            self._hub_calls,
             queues=self._queues,
             max_bytes=(options.claim_max_bytes, options.held_max_bytes),
         )

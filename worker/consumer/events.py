@@ -59,7 +59,8 @@ class Events:
     @property
     def _enabled(self) -> bool:
         dispatcher = self._consumer.event_dispatcher
-        return bool(dispatcher and dispatcher.enabled)
+        # Without -E the dispatcher sends events all the same, but only those of the group "worker".
+        return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
     def _wanted(self, requests: Sequence[LightRequest]) -> Sequence[LightRequest]:
         return [request for request in requests if request.task.send_events] if self._enabled else ()

@@ -117,7 +117,7 @@ class BrokerFront:
             self._hub.call(self._received, [job.reply for job in jobs])
         if others:
             self._with_celery.update(claim.tag for claim in others)
-            self._hub.call(self._deliver, others)
+            self._hub.call(self._deliver, others, soon=True)
         return jobs
 
     def _job(self, claim: Claim, call: Ordinary, now: float) -> Job:
@@ -272,8 +272,7 @@ class BrokerFront:
 
     def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         self._events.succeeded([outcome for outcome, answered in pairs if answered])
-        on_hub.ready([outcome.job.reply for outcome, answered in pairs if answered], successful=True)
-        on_hub.gone([outcome.job.reply for outcome, answered in pairs if not answered])
+        on_hub.gone([outcome.job.reply for outcome, _ in pairs])
 
     def _tell_celery(self, outcome: Outcome) -> None:
         """Let Celery's own tracer store and announce an outcome, and its request acknowledge the message."""
@@ -284,7 +283,7 @@ class BrokerFront:
         try:
             if self._leases.holds(claim) and self._leases.still_held(claim):
                 answer = trace(self._replays[outcome.job.task], _full(reply), outcome, self._consumer.app)
-                self._hub.call(_full(reply).on_success, answer)
+                self._hub.call(_full(reply).on_success, answer, soon=True)
         except Exception:
             logger.exception("The outcome of %s could not be stored; the job runs again when its lease is over.", reply)
             self._leases.forget([claim])
@@ -306,7 +305,7 @@ class BrokerFront:
         self.interrupt()
         # Celery's loop looks at this on every turn, and shuts the worker down with it as the exit code.
         state.should_stop = os.EX_SOFTWARE
-        self._hub.call(lambda: None)
+        self._hub.call(lambda: None, soon=True)
 
     def close(self) -> None:
         """Acknowledge what is left to acknowledge, give back the rest, and leave. The engine has stopped."""

@@ -3,18 +3,22 @@
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery.worker import state
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two turns of the hub for our calls, while there are some.
+_PAUSE_S = 0.01
+
 
 class HubCalls:
     """Runs calls on the hub's thread, first in, first out.
 
-    The hub itself keeps its callbacks in a set, without order; so it gets one callback that empties our own line.
+    The hub itself keeps its callbacks in a set, without order; so it gets one callback that empties our own line. Under
+    load that happens every `_PAUSE_S`, not with every call: each turn of the hub costs the other threads the GIL.
     Celery's `worker.state` changes only here: its sets must not change under whoever iterates over them on the hub.
     """
 
@@ -22,54 +26,64 @@ class HubCalls:
         """Send calls to `hub`."""
         self._hub = hub
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._scheduled = False
+        self._ticking = False
         self._lock = threading.Lock()
 
-    def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run `function(*args)` on the hub's thread, after every earlier call."""
+    def call(self, function: Callable[..., Any], *args: Any, soon: bool = False) -> None:
+        """Run `function(*args)` on the hub's thread, after every earlier call; without a pause if `soon`."""
         with self._lock:
             self._calls.append((function, args))
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self._hub.call_soon(self.run)
+            idle, self._ticking = not self._ticking, True
+        if idle:
+            self._hub.call_soon(self._tick)
+        elif soon:
+            self._hub.call_soon(self.run)
 
-    def run(self) -> None:
-        """Run what is in line, on the calling thread, which is the hub's; after the hub has stopped, on any."""
+    def revive(self) -> None:
+        """Go on after the hub was reset, which forgets callbacks and timers. On the hub's thread."""
+        self._tick()
+
+    def run(self) -> bool:
+        """Run what is in line, on the calling thread: the hub's, or any once the hub has stopped."""
         with self._lock:
-            self._scheduled = False
             calls, self._calls = self._calls, deque()
         for function, args in calls:
             try:
                 function(*args)
             except Exception:
                 logger.exception("A call on the hub failed: %r", function)
+        return bool(calls)
+
+    def _tick(self) -> None:
+        if self.run():
+            self._hub.call_later(_PAUSE_S, self._tick)
+            return
+        with self._lock:
+            self._ticking = bool(self._calls)
+        if self._ticking:
+            self._hub.call_soon(self._tick)
 
 
-def reserved(requests: Iterable[Any]) -> None:
-    """Take note of requests that wait. On the hub."""
-    for request in requests:
-        state.task_reserved(request)
+def reserved(requests: Sequence[Any]) -> None:
+    """Take note of requests that wait: `state.task_reserved` for many. On the hub."""
+    state.requests.update((request.id, request) for request in requests)
+    state.reserved_requests.update(requests)
 
 
-def accepted(requests: Iterable[Any]) -> None:
-    """Take note of requests that run. On the hub; as `state.task_accepted`, but the counter is updated in bulk."""
-    names: Counter[str] = Counter()
-    for request in requests:
-        state.requests[request.id] = request
-        state.active_requests.add(request)
-        names[request.name] += 1
+def accepted(requests: Sequence[Any]) -> None:
+    """Take note of requests that run: `state.task_accepted` for many. On the hub."""
+    state.active_requests.update(requests)
+    names = Counter(request.name for request in requests)
     state.total_count.update(names)
-    state.all_total_count[0] += names.total()
+    state.all_total_count[0] += len(requests)
 
 
-def ready(requests: Iterable[Any], successful: bool) -> None:
-    """Take note of requests that are through. On the hub."""
+def gone(requests: Sequence[Any]) -> None:
+    """Take note of requests that are through, or were given back. On the hub.
+
+    As `state.task_ready` for many, but the ids of the successful are not kept: only Celery's own tracer asks for them.
+    """
     for request in requests:
-        state.task_ready(request, successful=successful)
-
-
-def gone(requests: Iterable[Any]) -> None:
-    """Take note of requests that were given back. On the hub."""
-    for request in requests:
-        state.task_ready(request, successful=False)
+        state.requests.pop(request.id, None)
+    state.active_requests.difference_update(requests)
+    state.reserved_requests.difference_update(requests)

@@ -43,6 +43,7 @@ class Core:
         widest = max(options.values(), key=lambda option: option.max_waiting, default=TaskOptions())
         #: What waits, and a batch each that runs, is put together and is being settled.
         self._most_held = widest.max_waiting + 3 * widest.max_batch_size
+        self._least_claimed = max(1, self._most_held // 8)
         self._held = 0
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
@@ -57,8 +58,9 @@ class Core:
 
     @property
     def room(self) -> int:
-        """How many jobs may be claimed now."""
-        return 0 if self.draining else max(0, self._most_held - self._held)
+        """How many jobs may be claimed now: none until a claim is worth its round trip."""
+        room = self._most_held - self._held
+        return 0 if self.draining or room < self._least_claimed else room
 
     def claimed(self, count: int) -> None:
         """Take note of jobs that came in; they are preparing until `prepared` or `unprepared` says otherwise."""

@@ -51,7 +51,11 @@ class Engine:
         self._task_options = task_options
         self._clock = clock
         self._core = Core(task_options, planners)
-        self._changed = threading.Condition()
+        # One lock, and a condition for each thing that a thread waits for: waking the wrong thread costs the GIL twice.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._work = threading.Condition(self._lock)
+        self._left = threading.Condition(self._lock)
         self._unsettled: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
         self._preprocess = ThreadPoolExecutor(options.preprocess_threads, thread_name_prefix="batchery-preprocess")
         self._threads = {
@@ -79,20 +83,20 @@ class Engine:
     def drain(self, timeout: float) -> bool:
         """Claim no more, give back what is not running, and finish what is; return whether all was done in time."""
         deadline = self._clock() + timeout
-        with self._changed:
+        with self._lock:
             self._returning = self._core.drain()
-            self._changed.notify_all()
+            self._room.notify_all()
         self._front.interrupt()
         self._threads["claim"].join(timeout)
         self._preprocess.shutdown(wait=False)
-        with self._changed:
-            self._changed.wait_for(lambda: self._core.preparing == 0, min(timeout, _RETURN_TOGETHER_S))
+        with self._lock:
+            self._left.wait_for(lambda: self._core.preparing == 0, min(timeout, _RETURN_TOGETHER_S))
             jobs, self._returning = self._returning, None
         self._give_back(sorted(jobs, key=lambda job: job.seq))
-        with self._changed:
-            done = self._changed.wait_for(lambda: self._core.held == 0, max(0.0, deadline - self._clock()))
+        with self._lock:
+            done = self._left.wait_for(lambda: self._core.held == 0, max(0.0, deadline - self._clock()))
             self._stopping = True
-            self._changed.notify_all()
+            self._work.notify_all()
         self._unsettled.put(None)
         if done:
             self._threads["device"].join()
@@ -111,7 +115,7 @@ class Engine:
     @property
     def hung(self) -> bool:
         """Whether the running batch has exceeded its time limit."""
-        with self._changed:
+        with self._lock:
             batch = self._core.running
             if batch is None:
                 return False
@@ -120,12 +124,12 @@ class Engine:
     @property
     def running(self) -> list[Job]:
         """The jobs that run now."""
-        with self._changed:
+        with self._lock:
             return list(self._core.running.jobs) if self._core.running else []
 
     def stats(self) -> dict[str, int | float]:
         """Return what was done so far, as flat numbers."""
-        with self._changed:
+        with self._lock:
             counts = self._core.counts
             return {
                 "batches": counts.batches,
@@ -142,7 +146,7 @@ class Engine:
         """Take in jobs that came another way than `Front.claim`, each at most once. Any thread."""
         if not jobs:
             return
-        with self._changed:
+        with self._lock:
             self._core.claimed(len(jobs))
         by_task: dict[str, list[Job]] = {}
         for job in jobs:
@@ -156,8 +160,8 @@ class Engine:
 
     def _claim(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._core.room or self._core.draining)
+            with self._lock:
+                self._room.wait_for(lambda: self._core.room or self._core.draining)
                 room = self._core.room
             if not room:
                 return
@@ -177,7 +181,7 @@ class Engine:
                 self._return(part)
 
     def _prepare(self, model: Model, jobs: list[Job]) -> None:
-        with self._changed:
+        with self._lock:
             draining = self._core.draining
         if draining:
             self._return(jobs)
@@ -188,22 +192,25 @@ class Engine:
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         if failed:
             self._unsettled.put(failed)
-        with self._changed:
+        with self._lock:
             self._core.unprepared(len(failed))
             if not self._core.draining:
                 self._core.prepared(prepared)
                 prepared = []
-            self._changed.notify_all()
-        self._return(prepared)
+                self._work.notify_all()
+            else:
+                self._left.notify_all()
+        if prepared:
+            self._return(prepared)
 
     def _return(self, jobs: list[Job]) -> None:
         """Give back jobs that were still preparing when the engine began to drain."""
-        with self._changed:
+        with self._lock:
             self._core.unprepared(len(jobs))
             if self._returning is not None:
                 self._returning += jobs
                 jobs = []
-            self._changed.notify_all()
+            self._left.notify_all()
         self._give_back(jobs)
 
     def _give_back(self, jobs: Sequence[Job]) -> None:
@@ -212,9 +219,12 @@ class Engine:
             self._leave(len(jobs))
 
     def _leave(self, count: int) -> None:
-        with self._changed:
+        with self._lock:
             self._core.left(count)
-            self._changed.notify_all()
+            if self._core.draining:
+                self._left.notify_all()
+            elif self._core.room:
+                self._room.notify_all()
 
     # -- Plan and run ------------------------------------------------------------------------------------------------
 
@@ -226,7 +236,7 @@ class Engine:
             for outcomes in run_isolated(batch, lambda items: forward(model, items, device)):  # noqa: B023 - runs now
                 batch.finished_at = self._clock()
                 self._unsettled.put(outcomes)
-            with self._changed:
+            with self._lock:
                 self._core.finished(batch)
 
     def _next_batch(self) -> Batch | None:
@@ -236,20 +246,20 @@ class Engine:
                 self._leave(len(batch.jobs) - len(wanted))
                 batch.jobs = wanted
             if wanted:
-                with self._changed:
+                with self._lock:
                     self._core.started(batch, self._clock())
                 return batch
         return None
 
     def _wait_for_batch(self) -> Batch | None:
-        with self._changed:
+        with self._lock:
             while not self._stopping:
                 now = self._clock()
                 batch = self._core.next_batch(now)
                 if batch is not None:
                     return batch
                 wake_at = self._core.wake_at()
-                self._changed.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
+                self._work.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
         return None
 
     # -- Postprocess and settle --------------------------------------------------------------------------------------
@@ -264,7 +274,7 @@ class Engine:
                 self._front.settle(outcomes)
             except Exception:
                 logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
-            with self._changed:
+            with self._lock:
                 self._core.counts.failed += failed
             self._leave(len(outcomes))
 
