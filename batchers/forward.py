@@ -41,15 +41,20 @@ def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any
 
 def _without_gradients() -> contextlib.AbstractContextManager[Any]:
     # Only a model that uses torch has imported it by now.
-    torch = sys.modules.get("torch")
-    return torch.inference_mode() if torch is not None else contextlib.nullcontext()
+    inference_mode = getattr(sys.modules.get("torch"), "inference_mode", contextlib.nullcontext)
+    return inference_mode()
 
 
 def _move(arrays: Any, device: str) -> Any:
     if is_torch(arrays):
         return arrays if device == "cpu" and arrays.device.type == "cpu" else arrays.to(device)
+    # What holds nothing that moves stays what it is: a batcher may make inputs of its own types.
+    if isinstance(arrays, Mapping):
+        moved = {name: _move(array, device) for name, array in arrays.items()}
+        return moved if any(moved[name] is not array for name, array in arrays.items()) else arrays
     if isinstance(arrays, tuple):
-        return tuple(_move(array, device) for array in arrays)
-    if isinstance(arrays, Mapping) and any(map(is_torch, arrays.values())):
-        return {name: _move(array, device) for name, array in arrays.items()}
+        parts = [_move(array, device) for array in arrays]
+        if all(part is array for part, array in zip(parts, arrays, strict=True)):
+            return arrays
+        return arrays._make(parts) if hasattr(arrays, "_make") else tuple(parts)
     return arrays

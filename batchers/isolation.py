@@ -1,9 +1,10 @@
 """Isolate: re-run a failed batch in halves until the bad job stands alone."""
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .job import Batch, Outcome
+from .job import Batch, Job, Outcome
 
 
 def run_isolated(batch: Batch, forward: Callable[[Sequence[Any]], list[Any]]) -> Iterator[list[Outcome]]:
@@ -13,30 +14,42 @@ def run_isolated(batch: Batch, forward: Callable[[Sequence[Any]], list[Any]]) ->
     whose error is then their own: one bad job among n costs about 2 log2(n) more runs. An exception instance as an
     output is that job's failure alone.
     """
-    parts = [batch.jobs]
+    parts = [batch.jobs] if batch.jobs else []
     while parts:
         jobs = parts.pop()
-        outputs, error = _attempt(forward, [job.item for job in jobs])
-        if error is None:
-            yield [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)]
-        elif len(jobs) == 1:
-            yield [Outcome(jobs[0], error=error, batch=batch)]
+        if outcomes := _attempt(batch, jobs, forward):
+            yield outcomes
         else:
             middle = len(jobs) // 2
             parts += [jobs[middle:], jobs[:middle]]
 
 
-def _attempt(forward: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> tuple[list[Any], Any]:
+def _attempt(batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]], list[Any]]) -> list[Outcome]:
+    """Return the jobs' outcomes; none if several jobs failed together: then nothing is kept of the attempt."""
     try:
-        return forward(items), None
+        outputs = forward([job.item for job in jobs])
+        return [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)]
     except BaseException as exc:  # whatever the model raises, SystemExit too, is an answer to somebody
-        error = exc
-    # The halves run outside the except block and without the traceback: both hold the frames of the failed attempt,
-    # and with them its tensors, which is what an out-of-memory error needs freed.
-    return [], error if len(items) == 1 else error.with_traceback(None)
+        _free_frames(exc)
+        return [Outcome(jobs[0], error=exc, batch=batch)] if len(jobs) == 1 else []
 
 
-def _outcome(job: Any, output: Any, batch: Batch) -> Outcome:
+def _free_frames(error: BaseException) -> None:
+    """Empty the frames of the failed attempt, which hold its tensors: after an out-of-memory error the halves need them.
+
+    The traceback still tells where it happened.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        part = errors.pop()
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            traceback.clear_frames(part.__traceback__)
+            errors += [part.__cause__, part.__context__]
+
+
+def _outcome(job: Job, output: Any, batch: Batch) -> Outcome:
     if isinstance(output, BaseException):
         return Outcome(job, error=output, batch=batch)
     return Outcome(job, value=output, batch=batch)

@@ -1,15 +1,18 @@
 """A job: one call that waits for its result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 #: Stands for an item that has not been preprocessed yet (None is a valid item).
 UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED", "__slots__": ()})()
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+# msgspec's structs instead of dataclasses: one is made for every call, at a fifth of the cost.
+
+
+class Job(msgspec.Struct, eq=False):
     """One call: what was asked, where it stands in line, and who waits for the answer.
 
     Times are seconds on the clock of the engine that holds the job (a monotonic one); the fronts convert.
@@ -32,15 +35,14 @@ class Job:
     #: After this time nobody wants the answer any more; None: it never expires.
     deadline: float | None = None
     #: What `preprocess` made of the arguments: what the batcher gets.
-    item: Any = field(default=UNPREPARED, repr=False)
+    item: Any = UNPREPARED
     #: Tokens, rows, or whatever the batcher counts; None where nothing counts it.
     length: int | None = None
     #: Jobs of different shape classes never share a batch.
     shape_class: Any = None
 
 
-@dataclass(slots=True, eq=False)
-class Outcome:
+class Outcome(msgspec.Struct, eq=False):
     """What became of a job: a value or an error, and the batch that it ran in."""
 
     job: Job
@@ -50,8 +52,7 @@ class Outcome:
     batch: "Batch | None" = None
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """Jobs that run together.
 
     `started_at` and `finished_at` are seconds on the engine's clock, set by whoever runs the batch.
@@ -59,7 +60,7 @@ class Batch:
 
     task: str
     jobs: list[Job]
-    #: Why it was not larger: "full", "budget" (tokens), "cost" (one more would cost more than it saves), "nothing left".
+    #: Why it was not larger: "full", "budget" (of tokens), "nothing left", or "cost": one more costs more than it saves.
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0

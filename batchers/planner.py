@@ -9,7 +9,8 @@ The dynamic programme over a length-sorted queue is that of TurboTransformers (F
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ def linear_cost(launch: float = DEFAULT_LAUNCH_TOKENS) -> CostFunction:
     """Return the cost function `launch + number of jobs * longest`, in tokens."""
 
     def cost(sizes: NDArray[np.int64], longest: int) -> NDArray[np.float64]:
-        return launch + sizes * float(longest)
+        costs: NDArray[np.float64] = launch + sizes * np.float64(longest)
+        return costs
 
     return cost
 
@@ -104,62 +106,62 @@ class GreedyPlanner:
         if not waiting:
             return None
         turn = self._turn(waiting, now)
-        candidates = [job for job in waiting if job.shape_class == turn.shape_class]
-        if now < self._patience(turn) and self._may_grow(candidates, waiting):
+        others = [job for job in waiting if job is not turn and job.shape_class == turn.shape_class]
+        if any(job.priority != turn.priority for job in others):
+            others.sort(key=_priority)
+        if turn.length is None or any(job.length is None for job in others):
+            batch = self._in_order(turn, others)
+        else:
+            batch = self._by_length(turn, others)
+        if self._options.max_wait_ms and now < self.due_at(waiting) and self._may_grow(batch, waiting):
             return None
-        if turn.length is None or any(job.length is None for job in candidates):
-            return self._in_order(turn, candidates)
-        return self._by_length(turn, candidates)
+        return batch
 
     def due_at(self, waiting: Sequence[Job]) -> float:
         """See `Planner.due_at`."""
-        return min(map(self._patience, waiting), default=float("inf"))
+        return min(map(_enqueued_at, waiting), default=float("inf")) + self._options.max_wait_ms / 1000
 
     def _turn(self, waiting: Sequence[Job], now: float) -> Job:
-        oldest = waiting[0]
-        if now - oldest.enqueued_at >= self._options.max_age_ms / 1000:
-            return oldest
-        return min(waiting, key=_rank)
+        too_old = now - self._options.max_age_ms / 1000
+        # Where several have the highest priority, min returns the first of them, which was claimed first.
+        return next((job for job in waiting if job.enqueued_at <= too_old), None) or min(waiting, key=_priority)
 
-    def _patience(self, job: Job) -> float:
-        return job.enqueued_at + self._options.max_wait_ms / 1000
+    def _may_grow(self, batch: Batch, waiting: Sequence[Job]) -> bool:
+        longest = max(job.length or 0 for job in batch.jobs)
+        return self._fits(len(batch.jobs) + 1, longest) and len(waiting) < self._options.max_waiting
 
-    def _may_grow(self, candidates: Sequence[Job], waiting: Sequence[Job]) -> bool:
-        return len(candidates) < self._options.max_batch_size and len(waiting) < self._options.max_waiting
+    def _fits(self, count: int, longest: int) -> bool:
+        tokens = self._options.max_batch_tokens
+        return count <= self._options.max_batch_size and (tokens is None or count * longest <= tokens)
 
-    def _in_order(self, turn: Job, candidates: list[Job]) -> Batch:
-        size = self._options.max_batch_size
-        if any(job.priority != turn.priority for job in candidates):
-            candidates = [turn, *sorted((job for job in candidates if job is not turn), key=_rank)]
-        closed_by = "full" if len(candidates) >= size else "nothing left"
-        return Batch(turn.task, candidates[:size], closed_by)
+    def _in_order(self, turn: Job, others: list[Job]) -> Batch:
+        jobs = [turn, *others][: self._options.max_batch_size]
+        return Batch(turn.task, jobs, "full" if len(jobs) == self._options.max_batch_size else "nothing left")
 
-    def _by_length(self, turn: Job, candidates: list[Job]) -> Batch:
-        size, tokens = self._options.max_batch_size, self._options.max_batch_tokens
-        candidates.sort(key=_length)
-        lengths = [_length(job) for job in candidates]
-        place = next(index for index, job in enumerate(candidates) if job is turn)
+    def _by_length(self, turn: Job, others: list[Job]) -> Batch:
+        # Of equally long jobs those whose turn comes first stand next to the job whose turn it is, and so share its
+        # batch: `others` is in the order of service, and sorting is stable.
+        shorter = sorted((job for job in reversed(others) if _length(job) < _length(turn)), key=_length)
+        longer = sorted((job for job in others if _length(job) >= _length(turn)), key=_length)
+        jobs = [*shorter, turn, *longer]
+        lengths = list(map(_length, jobs))
         start = 0
-        for end in cut(lengths, self._cost, size, tokens):
-            if place < end:
+        for end in cut(lengths, self._cost, self._options.max_batch_size, self._options.max_batch_tokens):
+            if len(shorter) < end:
                 break
             start = end
-        return Batch(turn.task, candidates[start:end], self._closed_by(lengths, start, end))
+        return Batch(turn.task, jobs[start:end], self._closed_by(lengths, start, end))
 
     def _closed_by(self, lengths: Sequence[int], start: int, end: int) -> str:
-        count, tokens = end - start, self._options.max_batch_tokens
-        if count >= self._options.max_batch_size:
+        count = end - start
+        if count == self._options.max_batch_size:
             return "full"
-        if count == len(lengths):
-            return "nothing left"
-        # The cheapest job to add is the next longer one, or the next shorter one where there is none longer.
-        longest = lengths[end] if end < len(lengths) else lengths[end - 1]
-        return "budget" if tokens is not None and (count + 1) * longest > tokens else "cost"
+        # The cheapest job to add is the next longer one, or another one as long as the longest.
+        if not self._fits(count + 1, lengths[min(end, len(lengths) - 1)]):
+            return "budget"
+        return "nothing left" if count == len(lengths) else "cost"
 
 
-def _rank(job: Job) -> tuple[int, int]:
-    return job.priority, job.seq
-
-
-def _length(job: Job) -> Any:
-    return job.length
+_priority = attrgetter("priority")
+_length = attrgetter("length")
+_enqueued_at = attrgetter("enqueued_at")

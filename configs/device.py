@@ -2,17 +2,21 @@
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 
-#: The kernel driver's file: there whenever a CUDA device can be. Looking it up spares a torch import without a GPU.
-_NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+#: Files of the kernel drivers on Linux, one of which is there whenever torch can have a GPU: NVIDIA's, that of WSL, those
+#: of Jetson boards, and AMD's. Looking them up spares a machine without a GPU the import of torch.
+_DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd")))
 
 
 def resolve_device(device: str) -> str:
     """Return the torch device name that "auto" stands for on this machine; any other name is returned as it is."""
     if device != "auto":
         return device
-    if not _NVIDIA_DRIVER.exists() or importlib.util.find_spec("torch") is None:
+    if sys.platform == "linux" and not any(driver.exists() for driver in _DRIVERS):
+        return "cpu"
+    if importlib.util.find_spec("torch") is None:
         return "cpu"
     torch = importlib.import_module("torch")
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,7 +14,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class TaskOptions:
     max_wait_ms: float = 0.0
     #: Full batches of jobs that wait in the worker, at most, so that the planner has something to choose from.
     look_ahead: int = 8
-    #: Milliseconds after enqueue from which a job is served before any other, whatever its priority.
+    #: Milliseconds after enqueue from which a job is served before any other, whatever its priority; inf: never.
     max_age_ms: float = 10_000.0
     #: Seconds after which a running batch counts as hung: its jobs' leases are no longer refreshed.
     batch_time_limit_s: float = 300.0
@@ -38,11 +38,11 @@ class TaskOptions:
         _require(_is_count(self.max_batch_size), "max_batch_size", self.max_batch_size, "a whole number from 1 up")
         tokens = self.max_batch_tokens
         _require(tokens is None or _is_count(tokens), "max_batch_tokens", tokens, "None or a whole number from 1 up")
-        _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a number of ms from 0 up")
+        _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a finite number of ms from 0 up")
         _require(_is_count(self.look_ahead), "look_ahead", self.look_ahead, "a whole number of batches from 1 up")
-        _require(_is_number(self.max_age_ms, 0), "max_age_ms", self.max_age_ms, "a number of ms from 0 up")
-        limit = self.batch_time_limit_s
-        _require(_is_number(limit, 0) and 0 < limit < float("inf"), "batch_time_limit_s", limit, "finite and above 0")
+        age, limit = self.max_age_ms, self.batch_time_limit_s
+        _require(_is_number(age, 0) or age == float("inf"), "max_age_ms", age, "a number of ms from 0 up, or inf")
+        _require(_is_number(limit, 0) and limit > 0, "batch_time_limit_s", limit, "a finite number of seconds above 0")
 
     @property
     def max_waiting(self) -> int:
@@ -75,7 +75,8 @@ class WorkerOptions:
         _require(isinstance(self.device, str) and self.device != "", "device", self.device, '"auto" or a torch device')
         threads = self.preprocess_threads
         _require(_is_count(threads), "preprocess_threads", threads, "a whole number from 1 up")
-        _require(_is_number(self.lease_s, 1), "lease_s", self.lease_s, "a number of seconds from 1 up")
+        _require(_is_number(self.lease_s, 1), "lease_s", self.lease_s, "a finite number of seconds from 1 up")
         for name in ("claim_max_bytes", "held_max_bytes"):
             _require(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of bytes from 1 up")
-        _require(_is_number(self.drain_timeout_s, 0), "drain_timeout_s", self.drain_timeout_s, "seconds from 0 up")
+        timeout = self.drain_timeout_s
+        _require(_is_number(timeout, 0), "drain_timeout_s", timeout, "a finite number of seconds from 0 up")

@@ -23,7 +23,7 @@ from .submit import BulkResult, delay_many, with_enqueue_time
 _FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")
 
 
-class BatchTask(Task):  # type: ignore[misc]  # celery has no types
+class BatchTask(Task):
     """A Celery task that runs in batches: one call in, one result out, one forward pass for many.
 
     As a decorator base, the function takes lists and returns a list of the same length and order:
@@ -154,6 +154,11 @@ class BatchTask(Task):  # type: ignore[misc]  # celery has no types
         own = type(self).preprocess is not BatchTask.preprocess or self.preprocess_many is not None
         return own or (self.length is not None and not inspect.isbuiltin(self.length))
 
+    @property
+    def measures_items(self) -> bool:
+        """Whether anything counts an item's tokens or tells its shape class."""
+        return self.length is not None or hasattr(self.batcher, "length") or hasattr(self.batcher, "shape_class")
+
     def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Turn one call's arguments into its item.
 
@@ -172,9 +177,11 @@ class BatchTask(Task):  # type: ignore[misc]  # celery has no types
 
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Turn many calls' arguments into items, an exception instance for each that failed."""
-        if self.preprocess_many is None:
+        if self.preprocess_many is None and type(self).preprocess is not BatchTask.preprocess:
             return [_attempt(self.prepare, args, kwargs) for args, kwargs in calls]
         items = [_attempt(self._signature.item, args, kwargs) for args, kwargs in calls]
+        if self.preprocess_many is None:
+            return items
         return _map_sound(self._preprocess_columns, items)
 
     def item_length(self, item: Any) -> int | None:
@@ -193,12 +200,12 @@ class BatchTask(Task):  # type: ignore[misc]  # celery has no types
 
     def _preprocess_columns(self, items: list[Any]) -> list[Any]:
         columns = self._signature.columns(items) if self._signature.many else [items]
-        answers = _attempt(lambda: list(self.preprocess_many(*columns)))
+        answers: Any = _attempt(lambda: list(self.preprocess_many(*columns)))
         if isinstance(answers, BaseException) and len(items) > 1:
             return [answer for item in items for answer in self._preprocess_columns([item])]
         if isinstance(answers, BaseException) or len(answers) != len(items):
             return [_count_error(answers, items) for _ in items]
-        return answers
+        return list(answers)
 
     def _run_prepared(self, items: list[Any]) -> list[Any]:
         device = self.ensure_loaded()
@@ -245,4 +252,6 @@ def _map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> 
 def _count_error(answers: Any, items: list[Any]) -> BaseException:
     if isinstance(answers, BaseException):
         return answers
-    return ValueError(f"preprocess_many returned {len(answers)} items for {len(items)} calls; one for each is expected.")
+    return ValueError(
+        f"preprocess_many returned {len(answers)} items for {len(items)} calls; one for each is expected."
+    )

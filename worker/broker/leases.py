@@ -12,9 +12,9 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import redis
 
 from .client import script
@@ -24,8 +24,7 @@ from .keys import Queue
 _SETTLE_CHUNK = 500
 
 
-@dataclass(slots=True, eq=False)
-class Claim:
+class Claim(msgspec.Struct, eq=False):
     """A message that is ours for the time of its lease."""
 
     tag: str
@@ -181,7 +180,7 @@ class Leases:
 
     @property
     def _client(self) -> "redis.Redis":
-        """A connection for each thread, its own: taking one out of a pool costs a system call, and the GIL, each time."""
+        """A connection of its own for each thread: taking one out of a pool costs a system call, and so the GIL."""
         client: redis.Redis | None = getattr(self._own, "client", None)
         if client is None:
             client = self._own.client = redis.Redis(connection_pool=self._pool, single_connection_client=True)
@@ -195,16 +194,19 @@ class Leases:
         steps = len(queues[0].priorities)
         messages = iter(reply[2 + steps * len(queues) :])
         claims: list[Claim] = []
-        for place, count in enumerate(reply[2 : 2 + steps * len(queues)]):
-            queue, priority = queues[place % len(queues)], queues[0].priorities[place // len(queues)]
-            for _ in range(count):
-                seq = first + len(claims)
-                claims.append(Claim(f"{self._prefix}{seq:012d}.{priority}", queue, next(messages), seq))
+        seq = first
         with self._lock:
-            for claim in claims:
-                self._held[claim.tag] = claim
-                self._held_of[claim.queue.name] = self._held_of.get(claim.queue.name, 0) + 1
-                self._held_bytes += len(claim.message)
+            for place, count in enumerate(reply[2 : 2 + steps * len(queues)]):
+                if not count:
+                    continue
+                queue, priority = queues[place % len(queues)], queues[0].priorities[place // len(queues)]
+                self._held_of[queue.name] = self._held_of.get(queue.name, 0) + count
+                for seq, message in zip(range(seq, seq + count), messages, strict=False):  # noqa: B020 - counts on
+                    claim = Claim("%s%012d.%d" % (self._prefix, seq, priority), queue, message, seq)  # noqa: UP031
+                    claims.append(claim)
+                    self._held[claim.tag] = claim
+                    self._held_bytes += len(message)
+                seq += 1
         return claims
 
     def _recover_unheard(self) -> None:
@@ -212,7 +214,11 @@ class Leases:
         while self._unheard:
             first, room, queues = self._unheard[-1]
             for queue in queues:
-                tags = [f"{self._prefix}{seq:012d}.{step}" for seq in range(first, first + room) for step in queue.priorities]
+                tags = [
+                    f"{self._prefix}{seq:012d}.{step}"
+                    for seq in range(first, first + room)
+                    for step in queue.priorities
+                ]
                 self._give_back(queue, "", tags)
             self._unheard.pop()
 

@@ -36,7 +36,7 @@ from .store import ResultStore
 logger = logging.getLogger(__name__)
 
 
-class QuietConsumer(KombuConsumer):  # type: ignore[misc]  # kombu has no types
+class QuietConsumer(KombuConsumer):
     """Knows the worker's queues but fetches from none of them: the engine claims instead.
 
     Broadcast queues are no lists but Redis channels: those are fetched from as ever.
@@ -49,7 +49,7 @@ class QuietConsumer(KombuConsumer):  # type: ignore[misc]  # kombu has no types
             self._active_tags[queue.name] = queue.name
 
 
-class Batching(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class Batching(bootsteps.StartStopStep):
     """Adds the engine's figures to `inspect stats`, where Flower shows them too."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -59,12 +59,12 @@ class Batching(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no 
         return {"batchery": c.engine.stats() if c.engine else "starting"}
 
 
-class BatchConsumer(Consumer):  # type: ignore[misc]  # celery has no types
+class BatchConsumer(Consumer):
     """Celery's consumer, with the engine beside its hub."""
 
     engine: Engine | None = None
 
-    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]  # celery has no types
+    class Blueprint(Consumer.Blueprint):
         """Celery's steps, and ours for the figures."""
 
         default_steps = (*Consumer.Blueprint.default_steps, Batching)
@@ -105,7 +105,9 @@ class BatchConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         if self.engine is not None:
             done = self.engine.drain(self._options.drain_timeout_s)
             if not done:
-                logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", self._options.drain_timeout_s)
+                logger.error(
+                    "The running batch did not end in %.0f s: its jobs run elsewhere.", self._options.drain_timeout_s
+                )
         super().stop()
 
     def shutdown(self) -> None:
@@ -168,7 +170,9 @@ def _refuse_what_cannot_work(app: Any, pool: Any) -> None:
         )
     context = click.get_current_context(silent=True)
     chosen = context.params.get("pool_cls") if context else None
-    explicit = context is not None and context.get_parameter_source("pool_cls") == click.core.ParameterSource.COMMANDLINE
+    explicit = (
+        context is not None and context.get_parameter_source("pool_cls") == click.core.ParameterSource.COMMANDLINE
+    )
     if not isinstance(pool, thread.TaskPool | solo.TaskPool) or (explicit and "prefork" in str(chosen)):
         raise ImproperlyConfigured(
             f"Batchery cannot run with the pool {type(pool).__module__}: batches run on a thread of the worker's main "

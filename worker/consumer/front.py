@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -124,7 +124,8 @@ class BrokerFront:
         headers = call.headers
         server_time = self._leases.server_time
         enqueued_at = headers.batchery_enqueued_at
-        request = LightRequest(claim, headers, self._tasks[headers.task], self._request)
+        name = headers.shadow or headers.task
+        request = LightRequest(claim, headers, self._tasks[headers.task], self._request, headers.id, name)
         return Job(
             headers.id,
             headers.task,
@@ -300,7 +301,7 @@ class BrokerFront:
         running = {job.reply.claim.tag for job in self.engine.running}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
 
-    def broken(self, error: Exception) -> None:
+    def broken(self, error: Exception) -> None:  # noqa: ARG002 - the engine has logged it
         """See `Front.broken`."""
         self.interrupt()
         # Celery's loop looks at this on every turn, and shuts the worker down with it as the exit code.

@@ -71,9 +71,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
 class Embed(msgspec.Struct, forbid_unknown_fields=True):
     """What a call brings along for afterwards: nothing, if it is ordinary."""
 
-    callbacks: None | tuple[()] = None
-    errbacks: None | tuple[()] = None
-    chain: None | tuple[()] = None
+    callbacks: tuple[()] | None = None
+    errbacks: tuple[()] | None = None
+    chain: tuple[()] | None = None
     chord: None = None
 
 

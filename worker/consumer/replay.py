@@ -29,7 +29,7 @@ def make_replay(task: Any) -> Any:
     def call(_self: Any, *args: Any, **kwargs: Any) -> Any:
         return replay.run(*args, **kwargs)
 
-    replay = object.__new__(type("Replay", (type(task),), {"__call__": call}))
+    replay: Any = object.__new__(type("Replay", (type(task),), {"__call__": call}))
     replay.__dict__.update((name, value) for name, value in vars(task).items() if name != "_orig_run")
     replay.run = run
     replay.outcomes = outcomes

@@ -22,10 +22,13 @@ class ResultStore:
         self._app = app
         self._leases = leases
         backend = app.backend
-        fast = isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
+        fast = (
+            isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
+        )
         self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
         self._db = int(backend.connparams.get("db") or 0) if fast else 0
         self._expires_s = int(backend.expires or 0) if fast else 0
+        self._key_prefix = backend.get_key_for_task("-").decode()[:-1] if fast else ""
 
     def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[bool]:
         """Store and acknowledge `successes`, acknowledge `acks`; return which successes were still ours to answer.
@@ -35,7 +38,9 @@ class ResultStore:
         if self._shares_server:
             settlements = [self._encoded(outcome) for outcome in successes]
         else:
-            settlements = [self._stored(outcome) for outcome in successes if self._leases.still_held(outcome.job.reply.claim)]
+            settlements = [
+                self._stored(outcome) for outcome in successes if self._leases.still_held(outcome.job.reply.claim)
+            ]
         done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
         answered = {item.claim.tag for item, ours in zip(settlements, done, strict=False) if ours}
         return [outcome.job.reply.claim.tag in answered for outcome in successes]
@@ -57,7 +62,7 @@ class ResultStore:
         request: LightRequest = outcome.job.reply
         if _ignored(request):
             return Settlement(request.claim)
-        return Settlement(request.claim, self._app.backend.get_key_for_task(request.id).decode(), request.result)
+        return Settlement(request.claim, self._key_prefix + request.id, request.result)
 
     def _stored(self, outcome: Outcome) -> Settlement:
         request: LightRequest = outcome.job.reply

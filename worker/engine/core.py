@@ -85,7 +85,9 @@ class Core:
         """Take the batch that runs now: that of the task with the oldest job among those that are due."""
         if self.draining:
             return None
-        for name in sorted(filter(self._waiting.__getitem__, self._waiting), key=lambda name: self._waiting[name][0].seq):
+        for name in sorted(
+            filter(self._waiting.__getitem__, self._waiting), key=lambda name: self._waiting[name][0].seq
+        ):
             batch = self._planners[name].choose(self._waiting[name], now)
             if batch is not None:
                 self._remove(batch)
@@ -94,6 +96,8 @@ class Core:
 
     def wake_at(self) -> float:
         """Return when `next_batch` is worth asking again though nothing came in."""
+        if self.draining:
+            return _NEVER
         return min((self._planners[name].due_at(jobs) for name, jobs in self._waiting.items() if jobs), default=_NEVER)
 
     def started(self, batch: Batch, now: float) -> None:

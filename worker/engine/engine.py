@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...batchers import Batch, GreedyPlanner, Job, Outcome, Planner
+from ...batchers import Batch, BatchFailed, GreedyPlanner, Job, Outcome, Planner
 from ...batchers.forward import forward
 from ...batchers.isolation import run_isolated
 from ...configs import WorkerOptions
@@ -63,6 +63,8 @@ class Engine:
             for name, target in (("claim", self._claim), ("device", self._run), ("settle", self._settle))
         }
         self._stopping = False
+        #: Whether the device or the settle thread has died: what they have in hand will never leave.
+        self._stuck = False
         #: Jobs to be given back together, in order; None while each may go back by itself.
         self._returning: list[Job] | None = None
 
@@ -81,34 +83,49 @@ class Engine:
             thread.start()
 
     def drain(self, timeout: float) -> bool:
-        """Claim no more, give back what is not running, and finish what is; return whether all was done in time."""
+        """Claim no more, give back what is not running, and finish what is; return whether all was done in time.
+
+        Once all is done no thread is left. Draining again, or an engine that was not started, does no harm.
+        """
         deadline = self._clock() + timeout
         with self._lock:
-            self._returning = self._core.drain()
+            self._returning = [*(self._returning or ()), *self._core.drain()]
             self._room.notify_all()
         self._front.interrupt()
-        self._threads["claim"].join(timeout)
+        self._join("claim", timeout)
         self._preprocess.shutdown(wait=False)
         with self._lock:
             self._left.wait_for(lambda: self._core.preparing == 0, min(timeout, _RETURN_TOGETHER_S))
             jobs, self._returning = self._returning, None
-        self._give_back(sorted(jobs, key=lambda job: job.seq))
+        self._give_back(sorted(jobs or (), key=lambda job: job.seq))
         with self._lock:
-            done = self._left.wait_for(lambda: self._core.held == 0, max(0.0, deadline - self._clock()))
+            self._left.wait_for(lambda: self._core.held == 0 or self._stuck, max(0.0, deadline - self._clock()))
+            done = self._core.held == 0
             self._stopping = True
             self._work.notify_all()
         self._unsettled.put(None)
         if done:
-            self._threads["device"].join()
-            self._threads["settle"].join()
+            self._join("device")
+            self._join("settle")
+            self._preprocess.shutdown()
         return done
+
+    def _join(self, name: str, timeout: float | None = None) -> None:
+        thread = self._threads[name]
+        if thread.ident is not None:  # it was started
+            thread.join(timeout)
 
     def _guard(self, target: Callable[[], None]) -> None:
         try:
             target()
-        except Exception as exc:
+        except BaseException as exc:  # SystemExit, too, would end the thread without a word
             logger.critical("The engine cannot go on: %r", exc, exc_info=True)
-            self._front.broken(exc)
+            with self._lock:
+                self._core.draining = True
+                self._stuck = self._stuck or target != self._claim
+                self._room.notify_all()
+                self._left.notify_all()
+            self._front.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 
     # -- What others may ask -----------------------------------------------------------------------------------------
 
@@ -186,8 +203,7 @@ class Engine:
         if draining:
             self._return(jobs)
             return
-        items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
-        errors = [_measure(model, job, item) for job, item in zip(jobs, items, strict=True)]
+        errors = _make_items(model, jobs)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         if failed:
@@ -279,6 +295,18 @@ class Engine:
             self._leave(len(outcomes))
 
 
+def _make_items(model: Model, jobs: Sequence[Job]) -> list[BaseException | None]:
+    """Give each job its item; return, for each, the error that kept it from having one."""
+    try:
+        items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
+        measure = _measure if model.measures_items else _accept
+        return [measure(model, job, item) for job, item in zip(jobs, items, strict=True)]
+    except BaseException as exc:  # SystemExit, too, is an answer to somebody
+        if len(jobs) == 1:
+            return [exc]
+    return [error for job in jobs for error in _make_items(model, [job])]
+
+
 def _measure(model: Model, job: Job, item: Any) -> BaseException | None:
     if isinstance(item, BaseException):
         return item
@@ -287,13 +315,23 @@ def _measure(model: Model, job: Job, item: Any) -> BaseException | None:
         job.item = item
         job.length = model.item_length(item)
         job.shape_class = shape_class(item) if shape_class is not None else None
+        hash(job.shape_class)  # what cannot be hashed, such as an array, cannot be compared by the planner
     except Exception as exc:
         return exc
+    return None
+
+
+def _accept(_model: Model, job: Job, item: Any) -> BaseException | None:
+    if isinstance(item, BaseException):
+        return item
+    job.item = item
     return None
 
 
 def _postprocess(model: Model, outcome: Outcome) -> None:
     try:
         outcome.value = model.postprocess(outcome.value)
-    except Exception as exc:
+    except BaseException as exc:  # SystemExit, too, is an answer to somebody
         outcome.error = exc
+    if isinstance(outcome.value, BaseException):
+        outcome.error = outcome.value

@@ -30,6 +30,11 @@ class Model(Protocol):
         """Whether `prepare_many` and `item_length` run user code, which belongs on the preprocess threads."""
         ...
 
+    @property
+    def measures_items(self) -> bool:
+        """Whether items have a length or a shape class."""
+        ...
+
     def ensure_loaded(self, device: str = "auto") -> str:
         """Load the model unless it is loaded; return the name of its device."""
         ...

@@ -1,0 +1,43 @@
+"""JSON as kombu writes it, at a fraction of the cost where the values are plain."""
+
+from typing import Any
+
+import msgspec
+from kombu.utils import json as kombu_json
+
+_PLAIN = {str, int, float, bool, type(None)}
+_encode = msgspec.json.encode
+
+
+def encode_json(value: Any) -> bytes:
+    """Return `value` as JSON that kombu decodes to what it would decode its own to.
+
+    Raises:
+        TypeError: `value` is not serializable.
+    """
+    if _is_plain(value):
+        encoded = _encode(value)
+        # msgspec writes null for NaN and infinities, where kombu writes their names.
+        if b"null" not in encoded or not _has_odd_float(value):
+            return encoded
+    return bytes(kombu_json.dumps(value), "utf-8")
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is list or kind is tuple:
+        return set(map(type, value)) <= _PLAIN or all(map(_is_plain, value))
+    if kind is dict:
+        return set(map(type, value)) <= {str} and all(map(_is_plain, value.values()))
+    return False
+
+
+def _has_odd_float(value: Any) -> bool:
+    kind = type(value)
+    if kind is float:
+        return bool(value - value != 0)  # NaN is not, and infinity minus infinity is NaN
+    if kind is list or kind is tuple:
+        return any(map(_has_odd_float, value))
+    return kind is dict and any(map(_has_odd_float, value.values()))
