@@ -45,7 +45,7 @@ def same_server(one: "redis.Redis", other: "redis.Redis") -> bool:
     """Whether two clients talk to one and the same server process, whatever their db numbers."""
     try:
         return bool(one.info("server")["run_id"] == other.info("server")["run_id"])
-    except redis.ResponseError:  # INFO is not allowed to us: compare addresses
+    except redis.RedisError:  # INFO is not allowed to us, or one of them is away: compare addresses
         return _address(one) == _address(other)
 
 

@@ -21,6 +21,7 @@ from celery.concurrency import solo, thread
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.functional import noop
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
 from kombu import Consumer as KombuConsumer
 from kombu.serialization import prepare_accept_content
 
@@ -52,7 +53,7 @@ class QuietConsumer(KombuConsumer):
 class Batching(bootsteps.StartStopStep):
     """Adds the engine's figures to `inspect stats`, where Flower shows them too."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    requires = (Tasks,)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return the figures under one name."""

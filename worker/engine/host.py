@@ -172,10 +172,9 @@ class _LocalFront:
         """
         with self._lock:
             self._refuse(_STOPPED)
-            while left := len(self._unanswered):
-                if not self._answered.wait_for(lambda left=left: len(self._unanswered) < left, patience):
-                    return False
-            return True
+            while self._unanswered and self._answered.wait(patience):
+                pass
+            return not self._unanswered
 
     def fail_rest(self, reason: str) -> None:
         with self._lock:
