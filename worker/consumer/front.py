@@ -88,9 +88,11 @@ class BrokerFront:
 
     def _claim_or_wait(self, queues: Sequence[Queue], room: int, most: int) -> list[Claim]:
         claims = self._leases.claim(queues, room, most)
-        if not claims and self._leases.withheld:
+        if claims:
+            self._doorbell.pass_on(more=self._leases.withheld > 0)
+        elif self._leases.withheld:
             self._wait_until_freed(_WITHHELD_S)
-        elif not claims:
+        else:
             self._doorbell.wait(queues, _WAIT_S)
         return claims
 
