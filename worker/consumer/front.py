@@ -33,7 +33,7 @@ _WAIT_S = 1.0
 #: Seconds until a share that was other workers' is looked at again.
 _WITHHELD_S = 0.05
 #: Seconds between tries while Redis does not answer: doubled each time, up to the second.
-_BACKOFF_S = (0.1, 5.0)
+_BACKOFF_S = (0.1, 2.0)
 
 
 class BrokerFront:
@@ -81,24 +81,23 @@ class BrokerFront:
         most = min(self._max_bytes[0], self._max_bytes[1] - self._leases.held_bytes)
         queues = self._in_turn()
         if room <= 0 or most <= 0 or not queues or self.engine.hung:
-            self._wait_until_freed(_WITHHELD_S)
+            self._wait_until_freed()
             return []
-        claims = self._persist(lambda: self._claim_or_wait(queues, room, most))
-        return self._sort_out(claims or [])
-
-    def _claim_or_wait(self, queues: Sequence[Queue], room: int, most: int) -> list[Claim]:
-        claims = self._leases.claim(queues, room, most)
+        claims = self._persist(lambda: self._leases.claim(queues, room, most), until_done=True)
         if claims:
-            self._doorbell.pass_on(more=self._leases.withheld > 0)
-        elif self._leases.withheld:
-            self._wait_until_freed(_WITHHELD_S)
+            self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+            return self._sort_out(claims)
+        if self._leases.withheld:
+            self._wait_until_freed()
         else:
-            self._doorbell.wait(queues, _WAIT_S)
-        return claims
+            self._persist(lambda: self._doorbell.wait(queues, _WAIT_S))
+        return []
 
-    def _wait_until_freed(self, timeout: float) -> None:
+    def _wait_until_freed(self) -> None:
         self._freed.clear()
-        self._freed.wait(timeout)
+        self._freed.wait(_WITHHELD_S)
+        # A lease that was lost is acknowledged by nobody.
+        self._with_celery -= {tag for tag in tuple(self._with_celery) if self._leases.find(tag) is None}
 
     def _in_turn(self) -> Sequence[Queue]:
         queues = list(self._queues())
@@ -163,8 +162,9 @@ class BrokerFront:
     def take(self, request: Any) -> None:
         """Let a request of Celery's own join the waiting jobs. On the hub."""
         claim = self._leases.find(request.message.delivery_tag)
-        if claim is None:
-            return  # our lease was lost while it waited for its ETA: it runs elsewhere
+        if claim is None:  # our lease was lost while it waited for its ETA: it runs elsewhere
+            on_hub.gone([request])
+            return
         self._with_celery.discard(claim.tag)
         request.claim = claim
         priority = request.delivery_info.get("priority") or 0

@@ -254,6 +254,13 @@ class Engine:
                 self._unsettled.put(outcomes)
             with self._lock:
                 self._core.finished(batch)
+            logger.info(
+                "Task %s: a batch of %d ran in %.1f ms (closed by: %s).",
+                batch.task,
+                len(batch.jobs),
+                1000 * (batch.finished_at - batch.started_at),
+                batch.closed_by,
+            )
 
     def _next_batch(self) -> Batch | None:
         while (batch := self._wait_for_batch()) is not None:
