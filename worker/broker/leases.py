@@ -24,7 +24,7 @@ from .keys import Queue
 _SETTLE_CHUNK = 500
 
 
-class Claim(msgspec.Struct, eq=False):
+class Claim(msgspec.Struct, eq=False, gc=False):
     """A message that is ours for the time of its lease."""
 
     tag: str

@@ -11,6 +11,7 @@ Names of Celery's and kombu's that are private, or might as well be, and that th
 - `celery.worker.request.Request`, its `_payload`, and `celery.app.trace.build_tracer`, `task_has_custom`
 """
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,9 @@ from .setup import options_of
 from .store import ResultStore
 
 logger = logging.getLogger(__name__)
+
+#: Python's own, up to 3.13; and ours: new objects after which a collection looks at the new ones.
+_DEFAULT_GC_THRESHOLD, _GC_THRESHOLD = 700, 20_000
 
 
 class QuietConsumer(KombuConsumer):
@@ -136,6 +140,7 @@ class BatchConsumer(Consumer):
         )
         engine = Engine(self.batch_tasks, self._front, options)
         engine.load()
+        _spare_the_collector()
         self._front.engine = engine
         self._keeper = Keeper(
             leases,
@@ -161,6 +166,18 @@ class BatchConsumer(Consumer):
         return self._last_queues
 
     _last_queues: Sequence[Queue] = ()
+
+
+def _spare_the_collector() -> None:
+    """Make the garbage collector's work fit a worker: it took a fifth of the time that a no-op task costs us.
+
+    What is there once the models are loaded stays, and need not be walked through again and again; and each job makes
+    some ten objects that live until it is settled, so that the default threshold of 700 is passed every few ms.
+    """
+    gc.collect()
+    gc.freeze()
+    if gc.get_threshold()[0] == _DEFAULT_GC_THRESHOLD:  # the app has not chosen another
+        gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
 def _refuse_what_cannot_work(app: Any, pool: Any) -> None:

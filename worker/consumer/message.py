@@ -13,7 +13,10 @@ import msgspec
 _KOMBU_TYPE = b"__type__"
 
 
-class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True):
+# gc=False: these hold nothing that could refer back to them, and are made for every message.
+
+
+class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Where the message was sent."""
 
     exchange: str = ""
@@ -21,7 +24,7 @@ class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True):
     redelivered: bool = False
 
 
-class Properties(msgspec.Struct, forbid_unknown_fields=True):
+class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """kombu's message properties."""
 
     delivery_tag: str
@@ -33,7 +36,7 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True):
     priority: int | None = None
 
 
-class Headers(msgspec.Struct, forbid_unknown_fields=True):
+class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Celery's task headers, protocol 2. A type narrower than Celery's makes a message unusual."""
 
     task: str
@@ -58,7 +61,7 @@ class Headers(msgspec.Struct, forbid_unknown_fields=True):
     batchery_enqueued_at: float | None = None
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
+class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A message as kombu's Redis transport writes it; msgspec undoes the base64 of the body."""
 
     body: bytes
@@ -68,7 +71,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     properties: Properties
 
 
-class Embed(msgspec.Struct, forbid_unknown_fields=True):
+class Embed(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What a call brings along for afterwards: nothing, if it is ordinary."""
 
     callbacks: tuple[()] | None = None
@@ -77,7 +80,7 @@ class Embed(msgspec.Struct, forbid_unknown_fields=True):
     chord: None = None
 
 
-class Ordinary(msgspec.Struct):
+class Ordinary(msgspec.Struct, gc=False):
     """An ordinary call, decoded."""
 
     headers: Headers

@@ -103,7 +103,8 @@ class Engine:
             done = self._core.held == 0
             self._stopping = True
             self._work.notify_all()
-        self._unsettled.put(None)
+        if done or self._stuck:
+            self._unsettled.put(None)
         if done:
             self._join("device")
             self._join("settle")
@@ -261,6 +262,8 @@ class Engine:
                 1000 * (batch.finished_at - batch.started_at),
                 batch.closed_by,
             )
+        # After a drain that gave up: what has run since is settled all the same, if the front still can.
+        self._unsettled.put(None)
 
     def _next_batch(self) -> Batch | None:
         while (batch := self._wait_for_batch()) is not None:
