@@ -5,6 +5,8 @@
 --       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
 --       then the tags
 -- Reply how many were given back; a tag that is no longer held is passed over
+--
+-- Over maxmemory this still works: Redis refuses only a script's first write, and the first is a ZREM of nothing.
 
 local function list_of(tag)
   local priority = string.match(tag, '%.(%d+)$')
@@ -16,24 +18,36 @@ local function list_of(tag)
   return KEYS[3]
 end
 
--- Celery reads this flag from a message's delivery_info. A quote inside a JSON string is escaped, so that the first
--- match is no part of one.
+-- Celery reads this flag from the delivery_info of a message's properties, which kombu writes behind the headers: the
+-- last one. A quote inside a JSON string is escaped, so that no match is part of one.
 local function redelivered(message)
-  local first, last = string.find(message, '"delivery_info": ?{')
-  if not first or string.find(message, '"redelivered": ?true') then return message end
-  local comma = string.match(message, '^%s*}', last + 1) and '' or ', '
-  return string.sub(message, 1, last) .. '"redelivered": true' .. comma .. string.sub(message, last + 1)
+  local first, last
+  local from = 1
+  while true do
+    local start, finish = string.find(message, '"delivery_info": ?{', from)
+    if not start then break end
+    first, last, from = start, finish, finish + 1
+  end
+  local inner = first and string.match(message, '^[^{}]*}', last + 1)
+  if not inner then return message end
+  local before, behind = string.sub(message, 1, last), string.sub(message, last + 1 + #inner)
+  local said, flags = string.gsub(inner, '("redelivered": ?)%a+', '%1true')
+  if flags > 0 then return before .. said .. behind end
+  local comma = string.match(inner, '^%s*}') and '' or ', '
+  return before .. '"redelivered": true' .. comma .. inner .. behind
 end
 
 local tags, orphans = {}, ARGV[3] ~= ''
 if orphans then
   local clock = redis.call('TIME')
   local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-  tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[3])
+  -- The newest first: what a later sweep gives back then comes before it.
+  tags = redis.call('ZRANGE', KEYS[2], now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3])
 else
   for index = 4, #ARGV do tags[#tags + 1] = ARGV[index] end
 end
 
+redis.call('ZREM', KEYS[2], '')
 table.sort(tags, function(one, other) return one > other end)
 local count = 0
 for _, tag in ipairs(tags) do

@@ -3,13 +3,15 @@
 -- KEYS  1 unacked_index   2 workers
 -- ARGV  1 lease in seconds   2 worker   then the tags
 -- Reply how many of the tags are still held
+--
+-- Over maxmemory this still works: Redis refuses only a script's first write, and the first one only removes.
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local expiry = string.format('%.6f', now + tonumber(ARGV[1]))
 
-redis.call('ZADD', KEYS[2], expiry, ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZADD', KEYS[2], expiry, ARGV[2])
 local held = 0
 for first = 3, #ARGV, 500 do
   local scores = {}
