@@ -35,7 +35,7 @@ def _attempt(batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]
 
 
 def _free_frames(error: BaseException) -> None:
-    """Empty the frames of the failed attempt, which hold its tensors: after an out-of-memory error the halves need them.
+    """Empty the frames of the failed attempt: they hold its tensors, whose memory the next one may need.
 
     The traceback still tells where it happened.
     """

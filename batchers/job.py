@@ -60,7 +60,8 @@ class Batch(msgspec.Struct, eq=False):
 
     task: str
     jobs: list[Job]
-    #: Why it was not larger: "full", "budget" (of tokens), "nothing left", or "cost": one more costs more than it saves.
+    #: Why it was not larger: "full", "budget" (of tokens), "nothing left" (to add), or "cost": one more costs more than
+    #: it saves.
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0

@@ -5,8 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-#: Files of the kernel drivers on Linux, one of which is there whenever torch can have a GPU: NVIDIA's, that of WSL, those
-#: of Jetson boards, and AMD's. Looking them up spares a machine without a GPU the import of torch.
+#: Files of Linux drivers, one of which is there whenever torch can have a GPU: NVIDIA's, that of WSL, those of Jetson
+#: boards, and AMD's. Looking them up spares a machine without a GPU the import of torch.
 _DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd")))
 
 

@@ -3,16 +3,16 @@
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FunctionType
 from typing import Any, ClassVar, Self
 
 from celery import Task
-from celery.utils.functional import head_from_fun
 
 from ..batchers import Batcher, ListBatcher
 from ..batchers.forward import forward
 from ..configs import TASK_OPTION_NAMES, TaskOptions, resolve_device
-from .signature import CallSignature
+from .alone import Alone
+from .definition import check_acknowledgement, check_budget, naming, read_definition
+from .signature import CallSignature, stands_alone
 from .submit import BulkResult, delay_many, with_enqueue_time
 
 #: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
@@ -56,26 +56,39 @@ class BatchTask(Task):
 
     #: A job is acknowledged with its result, never before: a killed worker loses nothing.
     acks_late = True
+    #: As in Celery: exceptions after which a job is sent again. The worker retries each job by itself, never a batch.
+    autoretry_for: Sequence[type[BaseException]] = ()
     _signature: ClassVar[CallSignature]
-    _load_lock: ClassVar[threading.Lock]
+    #: Whether `run` gets a list for each parameter of a call, and not the batch as it is.
+    _run_gets_columns: ClassVar[bool]
+    _load_lock: ClassVar[threading.RLock]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Check the definition, once, where it is written."""
+        """Check the definition, once, where it is written.
+
+        Raises:
+            TypeError, ValueError: it cannot work; the message names the task and the reason.
+        """
         super().__init_subclass__(**kwargs)
         own = vars(cls)
-        decorated = bool(own.get("_decorated"))
-        for name in _FUNCTION_OPTIONS:
-            option = own.get(name)
-            if isinstance(option, FunctionType) and (decorated or _has_no_self(option)):
-                setattr(cls, name, staticmethod(option))
-        cls._load_lock = threading.Lock()
-        if decorated and "preprocess" not in own:
-            cls._signature = _batch_function_signature(cls)
-        elif "preprocess" in own or "_signature" not in vars(cls.__base__ or object):
-            preprocess = inspect.getattr_static(cls, "preprocess")
-            static = isinstance(preprocess, staticmethod)
-            cls._signature = CallSignature(cls.preprocess, skip_self=not static)
-            cls.__header__ = staticmethod(head_from_fun(cls.preprocess, bound=not static))
+        with naming(cls):
+            for name in _FUNCTION_OPTIONS:
+                if stands_alone(own.get(name), decorated=bool(own.get("_decorated"))):
+                    setattr(cls, name, staticmethod(own[name]))
+            cls._signature, cls._run_gets_columns = read_definition(cls, BatchTask)
+            cls.__header__ = staticmethod(cls._signature.check)
+            check_acknowledgement(cls)
+            _options_of(cls)
+        # A model's load may warm it up with run_batch().
+        cls._load_lock = threading.RLock()
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Check what `task_annotations` have set."""
+        super().on_bound(app)
+        with naming(cls):
+            check_acknowledgement(cls)
+            _options_of(cls)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make a task whose `run` Celery leaves as it is."""
@@ -100,7 +113,7 @@ class BatchTask(Task):
         """Run the model once on a whole batch, as the batcher made it; torch tensors are on the device."""
         if type(self).run is BatchTask.run:
             raise NotImplementedError(f"{type(self).__name__} must define predict(self, batch).")
-        if not self._signature.many or type(self).preprocess is not BatchTask.preprocess:
+        if not self._run_gets_columns:
             return self.run(batch)
         return self.run(*(self._signature.columns(batch) if isinstance(batch, list) else batch))
 
@@ -116,6 +129,13 @@ class BatchTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a batch of one here and now, without a broker, and return its result."""
+        return (
+            Alone(self, self._run_alone).run(*args, **kwargs)
+            if self.autoretry_for
+            else self._run_alone(*args, **kwargs)
+        )
+
+    def _run_alone(self, *args: Any, **kwargs: Any) -> Any:
         (answer,) = self._run_prepared([self.prepare(args, kwargs)])
         if isinstance(answer, BaseException):
             raise answer
@@ -137,16 +157,17 @@ class BatchTask(Task):
         """
         return delay_many(self, [self._signature.as_args(item) for item in items], **options)
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send one call, as Celery does; the message says when it was sent, so that `max_wait_ms` counts from here."""
-        return super().apply_async(args, kwargs, **with_enqueue_time(options))
+        return super().apply_async(args, kwargs, *more, **with_enqueue_time(options))
 
     # -- What the engine calls ---------------------------------------------------------------------------------------
 
     @property
     def options(self) -> TaskOptions:
         """The batching options, checked."""
-        return TaskOptions(**{name: getattr(self, name) for name in TASK_OPTION_NAMES})
+        with naming(self):
+            return _options_of(self)
 
     @property
     def runs_user_code_per_item(self) -> bool:
@@ -187,20 +208,29 @@ class BatchTask(Task):
     def item_length(self, item: Any) -> int | None:
         """Count an item's tokens; None where neither the task nor its batcher does."""
         count = self.length or getattr(self.batcher, "length", None)
-        return None if count is None else int(count(item))
+        if count is None:
+            return None
+        length = int(count(item))
+        if length < 0:
+            raise ValueError(f"Task {self.name}: an item's length is {length}: it must be from 0 up.")
+        return length
 
     def ensure_loaded(self, device: str = "auto") -> str:
         """Load the model unless it is loaded; return the name of its device."""
         with self._load_lock:
             if self.device is None:
-                resolved = resolve_device(device)
-                self.load(resolved)
-                self.device = resolved
+                self.device = resolve_device(device)
+                try:
+                    self.load(self.device)
+                    with naming(self):
+                        check_budget(self)
+                except BaseException:
+                    self.device = None
+                    raise
             return self.device
 
     def _preprocess_columns(self, items: list[Any]) -> list[Any]:
-        columns = self._signature.columns(items) if self._signature.many else [items]
-        answers: Any = _attempt(lambda: list(self.preprocess_many(*columns)))
+        answers: Any = _attempt(lambda: list(self.preprocess_many(*self._signature.columns(items))))
         if isinstance(answers, BaseException) and len(items) > 1:
             return [answer for item in items for answer in self._preprocess_columns([item])]
         if isinstance(answers, BaseException) or len(answers) != len(items):
@@ -213,26 +243,8 @@ class BatchTask(Task):
         return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
 
 
-def _batch_function_signature(cls: type[BatchTask]) -> CallSignature:
-    own = vars(cls)
-    name = own["name"]
-    if own.get("_dump_pydantic_arguments") is not None:
-        raise TypeError(
-            f"Task {name}: pydantic=True validates one call, but this function gets whole batches. "
-            "Write a BatchTask class and validate in its preprocess()."
-        )
-    function = own["run"]
-    signature = CallSignature(getattr(function, "__func__", function), skip_self=not isinstance(function, staticmethod))
-    if signature.unbatchable():
-        raise TypeError(
-            f"Task {name}: {', '.join(signature.unbatchable())} cannot become a column of a batch. Give the function "
-            "plain parameters, each of which gets a list, or write a BatchTask class with a preprocess()."
-        )
-    return signature
-
-
-def _has_no_self(function: Callable[..., Any]) -> bool:
-    return next(iter(inspect.signature(function).parameters), None) != "self"
+def _options_of(task: BatchTask | type[BatchTask]) -> TaskOptions:
+    return TaskOptions(**{name: getattr(task, name) for name in TASK_OPTION_NAMES})
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> Any:

@@ -1,0 +1,195 @@
+"""Whatever fails in a batch, each job gets exactly one outcome, and one job's failure is its own."""
+
+import gc
+import math
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from batchery.batchers.isolation import run_isolated
+from batchery.batchers.job import Batch, Job, Outcome
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Forward = Callable[[Sequence[Any]], list[Any]]
+property_test = settings(deadline=None, max_examples=150)
+
+
+def batch_of(count: int) -> Batch:
+    """Jobs whose items are their numbers."""
+    return Batch("task", [Job(str(n), "task", (), {}, None, 0.0, n, item=n) for n in range(count)], "full")
+
+
+def outcomes_of(batch: Batch, forward: Forward) -> list[Outcome]:
+    return [outcome for part in run_isolated(batch, forward) for outcome in part]
+
+
+class Model:
+    """Squares its items; fails for any batch that holds a bad one."""
+
+    def __init__(self, bad: Sequence[int] = ()) -> None:
+        self.bad = set(bad)
+        self.runs: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> list[Any]:
+        self.runs.append(list(items))
+        if self.bad.intersection(items):
+            raise ValueError(f"bad: {sorted(self.bad.intersection(items))}")
+        return [item**2 for item in items]
+
+
+def test_a_sound_batch_runs_once() -> None:
+    model = Model()
+    batch = batch_of(5)
+    outcomes = outcomes_of(batch, model)
+    assert [outcome.value for outcome in outcomes] == [0, 1, 4, 9, 16]
+    assert model.runs == [[0, 1, 2, 3, 4]]
+    assert all(outcome.batch is batch and outcome.error is None for outcome in outcomes)
+
+
+@property_test
+@given(st.integers(1, 40), st.data())
+def test_every_job_gets_one_outcome_whichever_jobs_are_bad(count: int, data: Any) -> None:
+    bad = data.draw(st.sets(st.integers(0, count - 1)))
+    model = Model(list(bad))
+    outcomes = {outcome.job.item: outcome for outcome in outcomes_of(batch_of(count), model)}
+    assert sorted(outcomes) == list(range(count))
+    for item, outcome in outcomes.items():
+        if item in bad:
+            assert str(outcome.error) == f"bad: [{item}]"
+        else:
+            assert (outcome.error, outcome.value) == (None, item**2)
+    assert sum(len(part) for part in run_isolated(batch_of(count), model)) == count
+
+
+@property_test
+@given(st.integers(1, 64), st.data())
+def test_isolating_costs_two_more_runs_for_each_halving_and_bad_job(count: int, data: Any) -> None:
+    bad = data.draw(st.sets(st.integers(0, count - 1)))
+    model = Model(list(bad))
+    outcomes_of(batch_of(count), model)
+    assert len(model.runs) <= 1 + len(bad) * 2 * math.ceil(math.log2(count))
+    assert len(model.runs) <= 2 * count - 1
+
+
+@pytest.mark.parametrize("bad", range(32))
+def test_one_bad_job_among_32_costs_at_most_11_more_runs(bad: int) -> None:
+    model = Model([bad])
+    outcomes_of(batch_of(32), model)
+    assert len(model.runs) <= 12
+
+
+def test_the_parts_are_yielded_as_soon_as_they_are_done_and_in_order() -> None:
+    model = Model([3])
+    parts = run_isolated(batch_of(8), model)
+    assert [outcome.job.item for outcome in next(parts)] == [0, 1]
+    assert len(model.runs) == 3
+    assert [outcome.job.item for part in parts for outcome in part] == [2, 3, 4, 5, 6, 7]
+
+
+def test_an_exception_instance_in_a_slot_fails_that_job_alone_and_nothing_runs_again() -> None:
+    bad = KeyError("this one")
+    runs = []
+
+    def forward(items: Sequence[int]) -> list[Any]:
+        runs.append(items)
+        return [bad if item == 1 else item for item in items]
+
+    outcomes = outcomes_of(batch_of(3), forward)
+    assert [(outcome.value, outcome.error) for outcome in outcomes] == [(0, None), (None, bad), (2, None)]
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("difference", [-1, 1])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_a_wrong_number_of_outputs_is_an_error_for_all_and_never_a_shift(count: int, difference: int) -> None:
+    outcomes = outcomes_of(batch_of(count), lambda items: [0] * (len(items) + difference))
+    assert len(outcomes) == count
+    assert all(isinstance(outcome.error, ValueError) and outcome.value is None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), StopIteration(), GeneratorExit(), MemoryError()])
+def test_whatever_the_model_raises_is_the_bad_jobs_outcome(error: BaseException) -> None:
+    def forward(items: Sequence[int]) -> list[Any]:
+        if 2 in items:
+            raise error
+        return list(items)
+
+    outcomes = {outcome.job.item: outcome for outcome in outcomes_of(batch_of(4), forward)}
+    assert outcomes.pop(2).error is error
+    assert [outcome.value for outcome in outcomes.values()] == [0, 1, 3]
+
+
+def test_an_empty_batch_has_no_outcomes() -> None:
+    assert outcomes_of(batch_of(0), Model([0])) == []
+
+
+class Hungry:
+    """Fails as a device does that is out of memory: for more than one item; and looks at what is alive by then."""
+
+    def __init__(self, raise_it: Callable[[np.ndarray[Any, Any]], Any]) -> None:
+        self.raise_it = raise_it
+        self.held: list[weakref.ref[Any]] = []
+        self.alive_at_a_later_run: list[bool] = []
+
+    def __call__(self, items: Sequence[int]) -> list[Any]:
+        self.alive_at_a_later_run += [array() is not None for array in self.held]
+        array = np.zeros(len(items))
+        self.held.append(weakref.ref(array))
+        if len(items) > 1 or items[0] == 3:
+            self.raise_it(array)
+        return list(items)
+
+
+def fail_at_once(array: np.ndarray[Any, Any]) -> None:
+    raise MemoryError(f"{array.size} cells")
+
+
+def fail_in_a_chain(array: np.ndarray[Any, Any]) -> None:
+    try:
+        inner = array.view()
+        raise MemoryError(f"{inner.size} cells")
+    except MemoryError as exc:
+        raise RuntimeError("out of memory") from exc
+
+
+def fail_while_handling(array: np.ndarray[Any, Any]) -> None:
+    try:
+        fail_at_once(array)
+    except MemoryError:
+        raise RuntimeError("out of memory") from None
+
+
+def fail_and_keep_the_error(array: np.ndarray[Any, Any]) -> None:
+    """The error is in a cycle: its traceback's frame has it as a local variable."""
+    kept = None
+    try:
+        fail_at_once(array)
+    except MemoryError as exc:
+        kept = exc
+    raise kept or AssertionError
+
+
+@pytest.mark.parametrize("raise_it", [fail_at_once, fail_in_a_chain, fail_while_handling, fail_and_keep_the_error])
+def test_the_arrays_of_a_failed_attempt_are_gone_before_its_halves_run(raise_it: Callable[[Any], Any]) -> None:
+    model = Hungry(raise_it)
+    gc.disable()
+    try:
+        outcomes = outcomes_of(batch_of(8), model)
+    finally:
+        gc.enable()
+    assert [outcome.job.item for outcome in outcomes if outcome.error is not None] == [3]
+    assert len(model.held) == 15
+    assert not any(model.alive_at_a_later_run)
+
+
+def test_a_failed_jobs_traceback_still_says_where_it_failed() -> None:
+    model = Hungry(fail_in_a_chain)
+    (outcome,) = [outcome for outcome in outcomes_of(batch_of(4), model) if outcome.error is not None]
+    text = "".join(traceback.format_exception(outcome.error))
+    assert "in fail_in_a_chain" in text
+    assert 'raise RuntimeError("out of memory") from exc' in text
+    assert "The above exception was the direct cause" in text

@@ -1,0 +1,80 @@
+"""A bad setting is refused where it is written, with its name, its value and what is allowed."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from batchery.configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions
+
+INF, NAN = float("inf"), float("nan")
+COUNT: list[Any] = [0, -1, 1.0, "64", None, True]
+AMOUNT: list[Any] = [-1, -0.5, NAN, INF, "5", None, True]
+
+BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
+    "max_batch_size": (COUNT, "a whole number from 1 up"),
+    "max_batch_tokens": ([0, -1, 1.5, "9", True], "None or a whole number from 1 up"),
+    "max_wait_ms": (AMOUNT, "a finite number of ms from 0 up"),
+    "look_ahead": (COUNT, "a whole number of batches from 1 up"),
+    "max_age_ms": ([-1, -INF, NAN, "5", None, True], "a number of ms from 0 up, or inf"),
+    "batch_time_limit_s": ([0, *AMOUNT], "a finite number of seconds above 0"),
+}
+BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
+    "device": (["", None, 0], '"auto" or a torch device'),
+    "preprocess_threads": (COUNT, "a whole number from 1 up"),
+    "lease_s": ([0, 0.5, *AMOUNT], "a finite number of seconds from 1 up"),
+    "claim_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "held_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "drain_timeout_s": (AMOUNT, "a finite number of seconds from 0 up"),
+}
+BAD = [
+    (options, name, value, allowed)
+    for options, table in ((TaskOptions, BAD_TASK_OPTIONS), (WorkerOptions, BAD_WORKER_OPTIONS))
+    for name, (values, allowed) in table.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("options", "name", "value", "allowed"), BAD)
+def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(
+    options: Any, name: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the message is compared in full
+        options(**{name: value})
+    assert str(refusal.value) == f"{name} = {value!r} is not possible: it must be {allowed}."
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_batch_size": 1, "look_ahead": 1, "max_wait_ms": 0, "max_age_ms": 0, "batch_time_limit_s": 0.1},
+        {"max_batch_tokens": 1, "max_wait_ms": 2.5, "max_age_ms": INF},
+    ],
+)
+def test_values_at_the_edge_are_accepted(values: dict[str, Any]) -> None:
+    options = TaskOptions(**values)
+    assert {name: getattr(options, name) for name in values} == values
+
+
+def test_the_worker_takes_a_device_by_name_and_waits_for_nothing_if_told_so() -> None:
+    options = WorkerOptions(device="cuda:1", drain_timeout_s=0, lease_s=1)
+    assert (options.device, options.drain_timeout_s, options.lease_s) == ("cuda:1", 0, 1)
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert set(BAD_TASK_OPTIONS) == {field.name for field in dataclasses.fields(TaskOptions)}
+    assert set(BAD_WORKER_OPTIONS) <= {field.name for field in dataclasses.fields(WorkerOptions)}
+
+
+def test_settings_do_not_change_once_they_are_made() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TaskOptions().max_batch_size = 3  # type: ignore[misc]  # the point of the test
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        WorkerOptions().device = "cpu"  # type: ignore[misc]
+
+
+def test_look_ahead_is_counted_in_full_batches() -> None:
+    assert TaskOptions(max_batch_size=10, look_ahead=3).max_waiting == 30
+
+
+def test_the_options_of_a_task_are_known_by_name() -> None:
+    assert set(TASK_OPTION_NAMES) == set(BAD_TASK_OPTIONS)

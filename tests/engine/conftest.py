@@ -1,0 +1,51 @@
+"""Engines that are gone when their test is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from batchery.configs import WorkerOptions
+from batchery.worker.engine import Engine
+
+from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs
+
+StartEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
+
+
+@pytest.fixture
+def front() -> FakeFront:
+    return FakeFront()
+
+
+@pytest.fixture
+def start(front: FakeFront) -> Iterator[StartEngine]:
+    """`start(model, ...)`: an engine that serves these models, drained when the test is over."""
+    with ExitStack() as stack:
+
+        def start_one(*models: FakeModel, options: WorkerOptions | None = None, **more: Any) -> Engine:
+            engine = Engine({model.name: model for model in models}, front, options or WorkerOptions(), **more)
+            stack.callback(engine.drain, DEADLINE_S)
+            engine.load()
+            engine.start()
+            return engine
+
+        yield start_one
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_its_test() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("batchery-") and thread not in before]
+    for thread in left:
+        thread.join(DEADLINE_S)
+    assert not any(thread.is_alive() for thread in left), left

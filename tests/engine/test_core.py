@@ -1,0 +1,266 @@
+"""The engine's decisions, without threads: whatever happens in whatever order, no job is lost and none is doubled."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from batchery.batchers import Batch, GreedyPlanner, Job
+from batchery.configs import TaskOptions
+from batchery.worker.engine.core import Core, Counts
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+NEVER = float("inf")
+NOW = 100.0
+
+
+def core_of(**options: TaskOptions) -> Core:
+    return Core(options, {name: GreedyPlanner(task_options) for name, task_options in options.items()})
+
+
+def job(seq: int, task: str = "a", **fields: Any) -> Job:
+    return Job(str(seq), task, (), {}, None, fields.pop("enqueued_at", NOW), seq, **fields)
+
+
+def prepare(core: Core, jobs: Iterable[Job]) -> None:
+    """Let jobs come in and wait."""
+    jobs = list(jobs)
+    core.claimed(len(jobs))
+    core.prepared(jobs)
+
+
+def seqs(batch: Batch | None) -> list[int]:
+    assert batch is not None
+    return [job.seq for job in batch.jobs]
+
+
+def test_jobs_wait_in_the_order_of_their_claims_whichever_was_prepared_first() -> None:
+    core = core_of(a=TaskOptions())
+    core.claimed(4)
+    core.prepared([job(2)])
+    core.prepared([job(0), job(3)])
+    core.prepared([job(1)])
+    assert seqs(core.next_batch(NOW)) == [0, 1, 2, 3]
+
+
+def test_the_device_goes_to_the_task_with_the_oldest_job() -> None:
+    core = core_of(a=TaskOptions(), b=TaskOptions())
+    prepare(core, [job(2), job(3), job(1, "b"), job(4, "b")])
+    assert seqs(core.next_batch(NOW)) == [1, 4]
+    assert seqs(core.next_batch(NOW)) == [2, 3]
+
+
+def test_a_task_that_still_waits_for_more_jobs_does_not_hold_up_one_that_is_due() -> None:
+    core = core_of(a=TaskOptions(max_wait_ms=1000), b=TaskOptions())
+    prepare(core, [job(1), job(2, "b")])
+    assert seqs(core.next_batch(NOW)) == [2]
+    assert core.next_batch(NOW) is None
+    assert core.wake_at() == NOW + 1
+    assert seqs(core.next_batch(NOW + 1)) == [1]
+
+
+def test_there_is_nothing_to_wake_for_where_nothing_waits_or_all_is_given_back() -> None:
+    core = core_of(a=TaskOptions(max_wait_ms=1000))
+    assert core.wake_at() == NEVER
+    prepare(core, [job(1)])
+    core.draining = True
+    assert core.wake_at() == NEVER
+    core.drain()
+    assert core.wake_at() == NEVER
+
+
+def test_there_is_room_for_the_look_ahead_and_a_batch_each_that_runs_is_put_together_and_settles() -> None:
+    core = core_of(small=TaskOptions(max_batch_size=2), wide=TaskOptions(max_batch_size=10, look_ahead=2))
+    assert core.room == 2 * 10 + 3 * 10
+
+
+def test_no_room_is_offered_until_it_is_worth_a_round_trip() -> None:
+    core = core_of(a=TaskOptions(max_batch_size=16, look_ahead=1))
+    prepare(core, (job(seq) for seq in range(core.room)))
+    rooms = []
+    while not core.room:
+        rooms.append(core.room)
+        core.left(1)
+    assert core.room == len(rooms) > 1
+    assert core.held + core.room == 64
+
+
+def test_a_task_with_batches_of_one_gets_room_for_each_job_that_leaves() -> None:
+    core = core_of(a=TaskOptions(max_batch_size=1, look_ahead=1))
+    prepare(core, (job(seq) for seq in range(core.room)))
+    assert core.room == 0
+    core.left(1)
+    assert core.room == 1
+
+
+def test_draining_returns_what_waits_in_order_and_starts_and_claims_nothing_more() -> None:
+    core = core_of(a=TaskOptions(max_batch_size=2), b=TaskOptions())
+    prepare(core, [job(1), job(2), job(3), job(5), job(4, "b")])
+    running = core.next_batch(NOW)
+    assert running is not None
+    core.started(running, NOW)
+    assert [job.seq for job in core.drain()] == [3, 4, 5]
+    assert core.next_batch(NOW) is None
+    assert core.room == 0
+    assert core.running is running
+    assert core.drain() == []
+
+
+def test_it_counts_what_was_done() -> None:
+    core = core_of(a=TaskOptions())
+    assert (core.counts.mean_batch_size, core.counts.padding_share) == (0, 0)
+    for lengths in ([3, 5], [10, 10, 10, 10]):
+        prepare(core, (job(seq, length=length) for seq, length in enumerate(lengths)))
+        batch = core.next_batch(NOW)
+        assert batch is not None
+        core.started(batch, NOW)
+        assert batch.started_at == NOW
+        core.finished(batch)
+    assert core.counts == Counts(batches=2, jobs=6, tokens=48, padded_tokens=50)
+    assert core.counts.mean_batch_size == 3
+    assert core.counts.padding_share == pytest.approx(0.04)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Everything that an engine tells its core, in any order that an engine could."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.core = core_of(
+            a=TaskOptions(max_batch_size=3, look_ahead=2, max_wait_ms=500),
+            b=TaskOptions(max_batch_size=4, look_ahead=1, max_batch_tokens=20, max_age_ms=2000),
+        )
+        self.most = self.core.room
+        self.made = 0
+        self.unprepared: list[Job] = []
+        self.waiting: list[Job] = []
+        self.running: Batch | None = None
+        self.settling: list[Job] = []
+        self.left: list[Job] = []
+
+    def leave(self, jobs: list[Job]) -> None:
+        self.core.left(len(jobs))
+        self.left += jobs
+
+    @rule(data=st.data())
+    def claim(self, data: Any) -> None:
+        for _ in range(data.draw(st.integers(0, self.core.room))):
+            fields = {
+                "length": data.draw(st.integers(0, 30)),
+                "priority": data.draw(st.sampled_from([0, 0, 3])),
+                "enqueued_at": self.now - data.draw(st.sampled_from([0, 0.2, 3])),
+            }
+            self.unprepared.append(job(self.made, data.draw(st.sampled_from("ab")), **fields))
+            self.core.claimed(1)
+            self.made += 1
+
+    @rule(data=st.data())
+    def prepare(self, data: Any) -> None:
+        """Some jobs are through preprocessing, in any order; some of them failed."""
+        jobs = data.draw(st.permutations(self.unprepared))[: data.draw(st.integers(0, 5))]
+        self.unprepared = [job for job in self.unprepared if job not in jobs]
+        failed = jobs[: data.draw(st.integers(0, 1))]
+        self.core.unprepared(len(failed))
+        self.settling += failed
+        sound = jobs[len(failed) :]
+        if self.core.draining:
+            self.core.unprepared(len(sound))
+            self.leave(sound)
+        else:
+            self.core.prepared(sound)
+            self.waiting += sound
+
+    @precondition(lambda self: self.running is None)
+    @rule(withdrawn=st.integers(0, 1))
+    def run(self, withdrawn: int) -> None:
+        """The device is free: it takes a batch, of which a job may not be wanted any more."""
+        batch = self.core.next_batch(self.now)
+        if batch is None:
+            self.check_that_waiting_is_right()
+            return
+        assert batch.jobs
+        assert len(set(map(id, batch.jobs))) == len(batch.jobs)
+        assert all(job in self.waiting and job.task == batch.task for job in batch.jobs)
+        self.waiting = [job for job in self.waiting if job not in batch.jobs]
+        self.leave(batch.jobs[:withdrawn])
+        batch.jobs = batch.jobs[withdrawn:]
+        if batch.jobs:
+            self.core.started(batch, self.now)
+            self.running = batch
+
+    def check_that_waiting_is_right(self) -> None:
+        if self.core.draining or not self.waiting:
+            assert self.core.wake_at() == NEVER
+        else:
+            assert self.core.wake_at() > self.now
+            self.now = self.core.wake_at()
+            batch = self.core.next_batch(self.now)
+            assert batch is not None
+            self.core.started(batch, self.now)
+            self.waiting = [job for job in self.waiting if job not in batch.jobs]
+            self.running = batch
+
+    @precondition(lambda self: self.running is not None)
+    @rule()
+    def finish(self) -> None:
+        assert self.running is not None
+        self.core.finished(self.running)
+        self.settling += self.running.jobs
+        self.running = None
+
+    @rule(data=st.data())
+    def settle(self, data: Any) -> None:
+        count = data.draw(st.integers(0, len(self.settling)))
+        self.leave(self.settling[:count])
+        del self.settling[:count]
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.made > 12)
+    @rule()
+    def drain(self) -> None:
+        jobs = self.core.drain()
+        assert jobs == sorted(self.waiting, key=lambda job: job.seq)
+        self.waiting = []
+        self.leave(jobs)
+
+    @invariant()
+    def every_job_is_in_one_place(self) -> None:
+        running = self.running.jobs if self.running else []
+        places = [*self.unprepared, *self.waiting, *running, *self.settling, *self.left]
+        assert sorted(job.seq for job in places) == list(range(self.made))
+        assert self.core.running is self.running
+        assert self.core.preparing == len(self.unprepared)
+
+    @invariant()
+    def what_is_held_stays_within_its_bound(self) -> None:
+        assert self.core.held == self.made - len(self.left)
+        assert self.core.held <= self.most
+        assert self.core.room in (0, self.most - self.core.held)
+        assert self.core.room or self.core.held or self.core.draining
+
+    def teardown(self) -> None:
+        """Whatever happened before, the engine can go on until nothing is held."""
+        jobs, self.unprepared = self.unprepared, []
+        if self.core.draining:
+            self.core.unprepared(len(jobs))
+            self.leave(jobs)
+        else:
+            self.core.prepared(jobs)
+            self.waiting += jobs
+        while self.waiting or self.running:
+            if self.running is None:
+                self.run(0)
+            self.finish()
+        self.leave(self.settling)
+        self.settling = []
+        self.every_job_is_in_one_place()
+        assert self.core.held == 0
+
+
+AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyOrder = AnyOrder.TestCase

@@ -1,0 +1,542 @@
+"""The engine's threads, between a front and models that the test holds up as it likes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch
+from batchery.configs import WorkerOptions
+from batchery.worker.engine import Engine
+
+from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Gate, Jobs, in_background
+
+StartEngine = Callable[..., Engine]
+
+
+def ids(jobs: Sequence[Job]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+class Held:
+    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.batches: list[list[Any]] = []
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.batches.append(items)
+        self.gate.pass_through()
+        return [item * 2 for item in items]
+
+
+# -- From claim to settle ----------------------------------------------------------------------------------------------
+
+
+def test_every_job_gets_the_answer_to_its_own_input(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    start(FakeModel(max_batch_size=4))
+    front.put(*jobs.many(*range(100)))
+    front.wait_for_outcomes(100)
+    assert front.answers() == {f"double-{n}": n * 2 for n in range(100)}
+    assert len(front.outcomes) == 100
+
+
+def test_jobs_run_in_the_order_of_their_claims(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    start(FakeModel(predict=held, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3))
+    front.put(*jobs.many(4, 5))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(6)
+    assert [item for batch in held.batches for item in batch] == [0, 1, 2, 3, 4, 5]
+    assert ids([outcome.job for outcome in front.outcomes]) == [f"double-{n}" for n in range(6)]
+
+
+def test_jobs_that_come_while_a_batch_runs_share_the_next_one(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    start(FakeModel(predict=held))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    for number in range(1, 6):
+        front.put(jobs(number))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(6)
+    assert held.batches == [[0], [1, 2, 3, 4, 5]]
+
+
+def test_no_more_is_claimed_than_may_be_held(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    start(FakeModel(predict=held, max_batch_size=4, look_ahead=2))
+    front.put(*jobs.many(*range(200)))
+    front.wait_for(lambda: len(front.claimed) == 4 * 2 + 3 * 4, "as many as may be are claimed")
+    held.gate.wait_until_reached()
+    assert sum(front.rooms) == 20
+    held.gate.open()
+    front.wait_for_outcomes(200)
+    assert max(front.rooms) <= 20
+
+
+def test_a_batch_that_is_not_full_runs_when_its_wait_is_over(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    start(FakeModel(max_wait_ms=20))
+    front.put(jobs(1, enqueued_at=time.monotonic()))
+    front.wait_for_outcomes(1)
+
+
+def test_a_batch_that_is_full_does_not_wait(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    start(FakeModel(max_wait_ms=1e9, max_batch_size=2))
+    front.put(*jobs.many(1, 2, enqueued_at=time.monotonic()))
+    front.wait_for_outcomes(2)
+    assert front.batches == [["double-1", "double-2"]]
+
+
+def test_the_device_goes_to_the_task_with_the_oldest_due_job(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    waits = FakeModel("waits", max_wait_ms=1e9, max_batch_size=2)
+    start(FakeModel("a", predict=held), FakeModel("b", predict=held), waits)
+    front.put(jobs(0, "a"))
+    held.gate.wait_until_reached()
+    front.put(jobs(1, "waits", enqueued_at=time.monotonic()))
+    front.put(jobs(2, "b"), jobs(3, "a"), jobs(4, "b"), jobs(5, "a"))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(5)
+    assert front.batches == [["a-0"], ["b-2", "b-4"], ["a-3", "a-5"]]
+    front.put(jobs(6, "waits", enqueued_at=time.monotonic()))
+    front.wait_for_outcomes(7)
+    assert front.batches[-1] == ["waits-1", "waits-6"]
+
+
+def test_jobs_that_nobody_wants_any_more_do_not_run(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    front.unwanted = {"double-1", "double-3", "double-4"}
+    engine = start(FakeModel(max_batch_size=3))
+    front.put(*jobs.many(0, 1, 2, 3, 4, 5))
+    front.wait_for_outcomes(3)
+    assert front.answers() == {"double-0": 0, "double-2": 4, "double-5": 10}
+    assert engine.drain(DEADLINE_S)
+    assert engine.stats()["held"] == 0
+
+
+def test_a_batch_that_nobody_wants_any_more_does_not_run(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    front.unwanted = {"double-1"}
+    start(FakeModel(max_batch_size=1))
+    front.put(*jobs.many(1, 2))
+    front.wait_for_outcomes(1)
+    assert front.batches == [["double-2"]]
+
+
+def test_jobs_may_come_in_by_another_way_than_a_claim(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    engine = start(FakeModel(preprocess=abs))
+    engine.submit([])
+    engine.submit(jobs.many(-1, -2))
+    front.wait_for_outcomes(2)
+    assert front.answers() == {"double--1": 2, "double--2": 4}
+
+
+def test_poking_settles_though_nothing_was_run(start: StartEngine, front: FakeFront) -> None:
+    engine = start(FakeModel())
+    engine.poke()
+    front.wait_for(lambda: front.settlements == 1, "a settlement")
+    assert front.outcomes == []
+
+
+def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    def fails_for_two(items: list[Any]) -> list[Any]:
+        return [ValueError() if item == 2 else item for item in items]
+
+    engine = start(FakeModel(predict=fails_for_two, length=lambda item: item, max_batch_size=3))
+    engine.submit(jobs.many(1, 2, 3))
+    front.wait_for_outcomes(3)
+    assert engine.drain(DEADLINE_S)
+    expected = {"batches": 1, "jobs": 3, "failed": 1, "held": 0, "mean_batch_size": 3.0, "padding_share": 0.3333}
+    assert engine.stats() == expected
+
+
+def test_a_running_batch_is_known_and_has_its_times(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    times = iter(range(1000))
+    held = Held()
+    engine = start(FakeModel(predict=held), clock=lambda: float(next(times)))
+    assert engine.running == []
+    front.put(jobs(1))
+    held.gate.wait_until_reached()
+    assert ids(engine.running) == ["double-1"]
+    held.gate.open()
+    (outcome,) = front.wait_for_outcomes(1)
+    assert outcome.batch is not None
+    assert 0 < outcome.batch.started_at < outcome.batch.finished_at
+    assert engine.drain(DEADLINE_S)
+    assert engine.running == []
+
+
+def test_an_engine_counts_as_hung_while_a_batch_exceeds_its_time_limit(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    now = [1000.0]
+    held = Held()
+    engine = start(FakeModel(predict=held, batch_time_limit_s=30), clock=lambda: now[0])
+    assert not engine.hung
+    front.put(jobs(1))
+    held.gate.wait_until_reached()
+    now[0] += 30
+    assert not engine.hung
+    now[0] += 0.1
+    assert engine.hung
+    held.gate.open()
+    front.wait_for_outcomes(1)
+    assert engine.drain(DEADLINE_S)
+    assert not engine.hung
+
+
+# -- One job's failure is its own --------------------------------------------------------------------------------------
+
+
+def fails_for(bad: Any, error: BaseException) -> Callable[[Any], Any]:
+    """A function that returns its argument, or raises where that is `bad`."""
+
+    def function(item: Any) -> Any:
+        if item == bad:
+            raise error
+        return item
+
+    return function
+
+
+ERRORS = [ValueError("bad"), SystemExit(3), KeyboardInterrupt(), StopIteration()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("hook", ["preprocess", "length", "postprocess"])
+def test_what_a_per_item_hook_raises_fails_that_job_alone(
+    hook: str, error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    hooks: dict[str, Any] = {hook: fails_for(6 if hook == "postprocess" else 3, error)}
+    start(FakeModel(**hooks))
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_for_outcomes(5)
+    assert front.answers() == {"double-1": 2, "double-2": 4, "double-3": error, "double-4": 8, "double-5": 10}
+
+
+@pytest.mark.parametrize("error", [*ERRORS, MemoryError()], ids=repr)
+def test_what_the_model_raises_for_one_item_fails_that_job_alone(
+    error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    check = fails_for(3, error)
+    start(FakeModel(predict=lambda items: [check(item) for item in items]))
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_for_outcomes(5)
+    assert front.answers() == {"double-1": 1, "double-2": 2, "double-3": error, "double-4": 4, "double-5": 5}
+
+
+@pytest.mark.parametrize("hook", ["preprocess", "predict", "postprocess"])
+def test_an_exception_that_is_returned_fails_that_job_alone(
+    hook: str, start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    bad = ValueError("no number")
+
+    def judge(item: Any) -> Any:
+        return bad if item == 3 else item
+
+    hooks: dict[str, Any] = {"predict": lambda items: items, hook: judge}
+    if hook == "predict":
+        hooks["predict"] = lambda items: [judge(item) for item in items]
+    start(FakeModel(**hooks))
+    front.put(*jobs.many(1, 2, 3, 4))
+    front.wait_for_outcomes(4)
+    assert front.answers() == {"double-1": 1, "double-2": 2, "double-3": bad, "double-4": 4}
+    assert next(outcome for outcome in front.outcomes if outcome.job.id == "double-3").error is bad
+
+
+class Shapes:
+    """A user's batcher whose `shape_class` is whatever the test says."""
+
+    def __init__(self, shape_class: Callable[[Any], Any]) -> None:
+        self.shape_class = shape_class
+
+    def batch(self, items: Sequence[Any]) -> tuple[Any, None]:
+        return list(items), None
+
+    def unbatch(self, outputs: Any, context: None) -> list[Any]:
+        return list(outputs)
+
+
+@pytest.mark.parametrize(
+    "shape_class", [lambda item: [0, 1 // (item - 3)][0], lambda item: [3] if item == 3 else 0], ids=["raises", "list"]
+)
+def test_a_shape_class_that_cannot_be_told_or_compared_fails_that_job_alone(
+    shape_class: Callable[[Any], Any], start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    start(FakeModel(batcher=Shapes(shape_class)))
+    front.put(*jobs.many(1, 2, 3, 4))
+    front.wait_for_outcomes(4)
+    bad = front.answers().pop("double-3")
+    assert isinstance(bad, ZeroDivisionError | TypeError)
+    assert [outcome.value for outcome in front.outcomes if outcome.error is None] == [2, 4, 8]
+
+
+def test_shape_classes_run_apart(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    start(FakeModel(predict=held, batcher=Shapes(lambda item: item % 2)))
+    held.gate.open()
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_for_outcomes(5)
+    assert held.batches == [[1, 3, 5], [2, 4]]
+
+
+class Miscounting(FakeModel):
+    """Has too few items where there are several calls, and one too many for a single one that is 3."""
+
+    def prepare_many(self, calls: Sequence[Any]) -> list[Any]:
+        items = super().prepare_many(calls)
+        return items * 2 if items == [3] else items[: len(items) // 2 + 1]
+
+
+def test_a_wrong_number_of_items_never_shifts_them(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    start(Miscounting())
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_for_outcomes(5)
+    answers = front.answers()
+    assert isinstance(answers.pop("double-3"), ValueError)
+    assert answers == {"double-1": 2, "double-2": 4, "double-4": 8, "double-5": 10}
+
+
+def test_too_few_outputs_are_an_error_for_those_that_lack_one_and_never_a_shift(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    start(FakeModel(predict=lambda items: [item for item in items if item != 3]))
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_for_outcomes(5)
+    answers = front.answers()
+    assert isinstance(answers.pop("double-3"), OutputMismatch)
+    assert answers == {"double-1": 1, "double-2": 2, "double-4": 4, "double-5": 5}
+
+
+def test_outcomes_that_cannot_be_stored_hold_up_nobody_else(
+    start: StartEngine, front: FakeFront, jobs: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    front.failing = {"settle": ConnectionError("gone")}
+    engine = start(FakeModel(max_batch_size=1))
+    front.put(*jobs.many(1, 2))
+    front.wait_for_outcomes(2)
+    assert engine.drain(DEADLINE_S)
+    assert front.broken_by == []
+    assert "1 outcomes could not be stored" in caplog.text
+
+
+# -- Draining ----------------------------------------------------------------------------------------------------------
+
+
+def test_draining_gives_back_what_waits_in_order_and_finishes_what_runs(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=2))
+    front.put(*jobs.many(*range(7)))
+    held.gate.wait_until_reached()
+    done = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: len(front.given_back) == 5, "five are given back")
+    assert not done.done()
+    held.gate.open()
+    assert done.result(DEADLINE_S)
+    assert ids(front.given_back) == [f"double-{n}" for n in range(2, 7)]
+    assert front.answers() == {"double-0": 0, "double-1": 2}
+    assert engine.stats()["held"] == 0
+
+
+def test_draining_gives_back_what_is_in_preparation_together_with_what_waits_and_in_order(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held, gate = Held(), Gate()
+
+    def preprocess(item: int) -> int:
+        if item == 1:
+            gate.pass_through()
+        return item
+
+    engine = start(FakeModel(predict=held, preprocess=preprocess), options=WorkerOptions(preprocess_threads=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3, 4))
+    gate.wait_until_reached()
+    done = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.interrupted, "the drain has begun")
+    gate.open()
+    front.wait_for(lambda: len(front.given_back) == 4, "four are given back")
+    assert ids(front.given_back) == [f"double-{n}" for n in (1, 2, 3, 4)]
+    held.gate.open()
+    assert done.result(DEADLINE_S)
+
+
+def test_what_was_claimed_while_the_drain_began_is_given_back(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    engine = start(FakeModel(preprocess=abs))
+    front.may_claim.clear()
+    front.put(*jobs.many(1, 2))
+    front.wait_for(lambda: front.claimed, "they are claimed")
+    done = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.interrupted, "the drain has begun")
+    front.may_claim.set()
+    assert done.result(DEADLINE_S)
+    assert sorted(ids(front.given_back)) == ["double-1", "double-2"]
+    assert front.outcomes == []
+
+
+def test_a_drain_gives_up_on_a_model_that_hangs(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=1))
+    front.put(*jobs.many(1, 2))
+    held.gate.wait_until_reached()
+    assert not engine.drain(0.01)
+    assert ids(front.given_back) == ["double-2"]
+    assert ids(engine.running) == ["double-1"]
+    held.gate.open()
+    front.wait_for_outcomes(1)
+    assert engine.drain(DEADLINE_S)
+
+
+def test_a_drain_gives_up_on_a_preprocess_that_hangs_but_gives_back_what_waits(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held, gate = Held(), Gate()
+
+    def preprocess(item: int) -> int:
+        if item == 1:
+            gate.pass_through()
+        return item
+
+    engine = start(FakeModel(predict=held, preprocess=preprocess, max_batch_size=1))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(jobs(1))
+    gate.wait_until_reached()
+    front.put(jobs(2))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(1)
+    assert not engine.drain(0.01)
+    gate.open()
+    front.wait_for(lambda: len(front.given_back) + len(front.outcomes) == 3, "each is given back or answered")
+    assert "double-1" in ids(front.given_back)
+
+
+def test_a_drained_engine_gives_back_what_is_submitted_to_it(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    engine = start(FakeModel("quick"), FakeModel("slow", preprocess=abs))
+    assert engine.drain(DEADLINE_S)
+    engine.submit([jobs(1, "quick"), jobs(2, "slow")])
+    assert ids(front.given_back) == ["quick-1", "slow-2"]
+    assert engine.stats()["held"] == 0
+
+
+def test_draining_twice_does_no_harm(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    engine = start(FakeModel(preprocess=abs))
+    front.put(jobs(1))
+    front.wait_for_outcomes(1)
+    assert engine.drain(DEADLINE_S)
+    assert engine.drain(DEADLINE_S)
+
+
+def test_draining_from_two_threads_gives_back_every_job_once(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=1))
+    front.put(*jobs.many(*range(11)))
+    front.wait_for(lambda: len(front.claimed) == 11, "all are claimed")
+    held.gate.wait_until_reached()
+    drains = [in_background(engine.drain, DEADLINE_S) for _ in range(2)]
+    front.wait_for(lambda: len(front.given_back) == 10, "all that waits is given back")
+    held.gate.open()
+    assert all(drain.result(DEADLINE_S) for drain in drains)
+    assert ids(front.given_back) == [f"double-{n}" for n in range(1, 11)]
+
+
+def test_an_engine_that_was_not_started_can_be_drained(front: FakeFront) -> None:
+    assert Engine({"double": FakeModel()}, front, WorkerOptions()).drain(DEADLINE_S)
+
+
+def test_a_model_that_cannot_be_loaded_says_so_before_anything_is_claimed(front: FakeFront) -> None:
+    class Broken(FakeModel):
+        def ensure_loaded(self, device: str = "auto") -> str:
+            raise OSError("no weights")
+
+    with pytest.raises(OSError, match="no weights"):
+        Engine({"double": Broken()}, front, WorkerOptions()).load()
+    assert front.rooms == []
+
+
+# -- When the engine itself breaks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(2)], ids=repr)
+@pytest.mark.parametrize("method", ["claim", "still_wanted", "started"])
+def test_a_front_that_raises_is_told_that_the_engine_is_broken(
+    method: str, error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    front.failing = {method: error}
+    engine = start(FakeModel(max_batch_size=1))
+    front.put(*jobs.many(1, 2))
+    front.wait_for(lambda: front.broken_by, "the front is told")
+    assert repr(error) in repr(front.broken_by)
+    engine.drain(DEADLINE_S)
+    assert len(front.given_back) + len(front.line) == (2 if method == "claim" else 1)
+
+
+class BrokenPlanner:
+    """Raises when it is asked."""
+
+    def choose(self, waiting: Sequence[Job], now: float) -> Batch | None:
+        raise ZeroDivisionError
+
+    def due_at(self, waiting: Sequence[Job]) -> float:
+        return 0.0
+
+
+def test_a_planner_that_raises_breaks_the_engine_instead_of_hanging_it(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    engine = start(FakeModel(), planners={"double": BrokenPlanner()})
+    front.put(*jobs.many(1, 2))
+    front.wait_for(lambda: front.broken_by, "the front is told")
+    assert isinstance(front.broken_by[0], ZeroDivisionError)
+    assert engine.drain(DEADLINE_S)
+    assert ids(front.given_back) == ["double-1", "double-2"]
+
+
+def test_the_running_batch_still_finishes_when_claiming_breaks(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=1))
+    front.put(*jobs.many(1, 2))
+    held.gate.wait_until_reached()
+    front.failing = {"claim": RuntimeError("broken")}
+    front.put(jobs(3))
+    front.wait_for(lambda: front.broken_by, "the front is told")
+    done = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: len(front.given_back) == 2, "the others are given back")
+    held.gate.open()
+    assert done.result(DEADLINE_S)
+    assert front.answers() == {"double-1": 2}
+
+
+def test_a_drain_does_not_wait_for_outcomes_that_nobody_settles_any_more(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    front.failing = {"settle": SystemExit(1)}
+    engine = start(FakeModel())
+    front.put(jobs(1))
+    front.wait_for(lambda: front.broken_by, "the front is told")
+    assert isinstance(front.broken_by[0], BatchFailed)
+    assert not engine.drain(1e6)
+
+
+def test_a_broken_engine_claims_nothing_more(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    front.failing = {"started": RuntimeError("broken")}
+    engine = start(FakeModel(max_batch_size=1))
+    front.put(jobs(1))
+    front.wait_for(lambda: front.broken_by, "the front is told")
+    front.put(jobs(2))
+    engine.drain(DEADLINE_S)
+    assert ids(front.claimed) == ["double-1"]
