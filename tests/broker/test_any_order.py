@@ -1,0 +1,159 @@
+"""Whatever workers do, in whatever order: every message is in exactly one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from batchery.worker.broker import Claim, Leases, Queue, Settlement
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.broker.conftest import Lists, bytes_of, client_of, label_of
+
+WORKERS = 3
+
+worker_numbers = st.integers(0, WORKERS - 1)
+some = st.lists(st.integers(0, 30), max_size=8)
+
+
+class Workers(RuleBasedStateMachine):
+    """Three workers at two queues. What the server holds is compared with what must be, after every step."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.client = redis.Redis.from_url(url)
+        self.connection = client_of(url)
+        self.lists = [Lists(self.client, Queue(name)) for name in ("one", "t'wo")]
+        self.sent: dict[tuple[int, int], list[int]] = {}
+        self.claimed_once: set[int] = set()
+        self.results: dict[int, bytes] = {}
+        self.number = 0
+
+    @initialize()
+    def start(self) -> None:
+        self.client.flushdb()
+        self.workers = [self.new_worker() for _ in range(WORKERS)]
+        #: All that each worker ever claimed and did not finish, whether or not it is still its own.
+        self.claims: list[list[Claim]] = [[] for _ in range(WORKERS)]
+
+    def teardown(self) -> None:
+        self.client.close()
+        self.connection.close()
+
+    def new_worker(self) -> Leases:
+        return Leases(self.connection, lease_s=1000)
+
+    @rule(queue=st.integers(0, 1), priority=st.sampled_from([0, 3, 9]), count=st.integers(1, 6))
+    def send(self, queue: int, priority: int, count: int) -> None:
+        for _ in range(count):
+            self.lists[queue].put(self.number, priority=priority)
+            self.sent.setdefault((queue, priority), []).append(self.number)
+            self.number += 1
+
+    @rule(
+        worker=worker_numbers,
+        room=st.integers(0, 8),
+        max_bytes=st.sampled_from([1, 1200, 10**6]),
+        reverse=st.booleans(),
+    )
+    def claim(self, worker: int, room: int, max_bytes: int, reverse: bool) -> None:
+        queues = [lists.queue for lists in self.lists]
+        claims = self.workers[worker].claim(queues[::-1] if reverse else queues, room, max_bytes)
+        assert len(claims) <= room
+        self.claims[worker] += claims
+        self.claimed_once.update(label_of(claim.message) for claim in claims)
+
+    @rule(worker=worker_numbers, which=some)
+    def settle(self, worker: int, which: list[int]) -> None:
+        chosen = self.take(worker, which)
+        held = self.leased_tags()
+        answer = f"by {id(self.workers[worker])}".encode()
+        items = [Settlement(claim, f"result-{label_of(claim.message)}", answer) for claim in chosen]
+        answered = self.workers[worker].settle(items, result_db=0, expires_s=0)
+        assert answered == [claim.tag in held for claim in chosen]
+        for claim, done in zip(chosen, answered, strict=True):
+            if done:
+                assert label_of(claim.message) not in self.results, "answered twice"
+                self.results[label_of(claim.message)] = answer
+
+    @rule(worker=worker_numbers, which=some)
+    def give_back(self, worker: int, which: list[int]) -> None:
+        self.workers[worker].give_back(self.take(worker, which))
+
+    @rule(worker=worker_numbers)
+    def crash(self, worker: int) -> None:
+        self.workers[worker], self.claims[worker] = self.new_worker(), []
+
+    @rule(worker=worker_numbers)
+    def leave(self, worker: int) -> None:
+        self.workers[worker].leave()
+        self.workers[worker], self.claims[worker] = self.new_worker(), []
+
+    @rule(which=some)
+    def leases_run_out(self, which: list[int]) -> None:
+        for lists in self.lists:
+            tags = bytes_of(self.client.zrange(lists.queue.index, 0, -1))
+            for tag in {tags[index % len(tags)] for index in which if tags}:
+                self.client.zadd(lists.queue.index, {tag: 1.0})
+
+    @rule(worker=worker_numbers, most=st.sampled_from([1, 3, 200]))
+    def sweep(self, worker: int, most: int) -> None:
+        self.workers[worker].sweep(most)
+
+    @rule(worker=worker_numbers, leases=st.booleans())
+    def refresh(self, worker: int, leases: bool) -> None:
+        self.workers[worker].refresh([lists.queue for lists in self.lists], leases=leases)
+        if leases:
+            held = self.leased_tags()
+            assert all(claim.tag in held for claim in self.workers[worker].held())
+
+    def take(self, worker: int, which: list[int]) -> list[Claim]:
+        mine = self.claims[worker]
+        chosen = [mine[index] for index in dict.fromkeys(index % len(mine) for index in which)] if mine else []
+        self.claims[worker] = [claim for claim in mine if claim not in chosen]
+        return chosen
+
+    def leased_tags(self) -> set[str]:
+        return self.lists[0].leased() | self.lists[1].leased()
+
+    @invariant()
+    def every_message_is_in_one_place(self) -> None:
+        places: list[Any] = list(self.results)
+        for lists in self.lists:
+            places += lists.labels()
+            for envelope in bytes_of(self.client.hvals(lists.queue.unacked)):
+                places.append(label_of(envelope[1 : -len(lists.queue.envelope_end.encode())]))
+        assert sorted(places) == list(range(self.number))
+
+    @invariant()
+    def a_lease_has_both_its_halves(self) -> None:
+        self.leased_tags()
+
+    @invariant()
+    def results_are_those_of_the_holders(self) -> None:
+        stored = {key: self.client.get(key) for key in self.client.scan_iter("result-*")}
+        assert stored == {f"result-{label}".encode(): answer for label, answer in self.results.items()}
+
+    @invariant()
+    def those_never_claimed_stand_in_order_behind_the_rest(self) -> None:
+        for (queue, priority), sent in self.sent.items():
+            lists = self.lists[queue]
+            key = lists.queue.lists[lists.queue.priorities.index(priority)]
+            there = [label_of(raw) for raw in reversed(bytes_of(self.client.lrange(key, 0, -1)))]
+            fresh = [label for label in sent if label not in self.claimed_once]
+            assert there[len(there) - len(fresh) :] == fresh
+
+
+def test_every_message_is_in_one_place_whatever_workers_do(redis_url: str) -> None:
+    run_state_machine_as_test(
+        lambda: Workers(redis_url),  # type: ignore[arg-type]  # a factory will do, says its documentation
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

@@ -1,0 +1,161 @@
+"""Settling: a result is stored with its acknowledgement, by the holder of the lease only."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import redis
+from batchery.worker.broker import Claim, Leases, Queue, Settlement
+
+from tests.broker.conftest import Lists, MakeLeases, claim_all, settle
+
+
+def result(client: redis.Redis, label: object) -> Any:
+    return client.get(f"result-{label}")
+
+
+def test_a_settled_message_is_gone_and_its_result_is_there(
+    leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    lists.put("a", "b")
+    claims = claim_all(leases, queue)
+    assert settle(leases, claims, expires_s=90) == [True, True]
+    assert result(redis_client, "a") == b"result of a"
+    assert 80 < redis_client.ttl("result-a") <= 90
+    assert lists.leased() == set()
+    assert lists.labels() == []
+    assert not leases.held()
+    assert leases.held_bytes == 0
+
+
+def test_a_result_without_expiry_is_kept(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
+    lists.put("a")
+    settle(leases, claim_all(leases, queue), expires_s=0)
+    assert redis_client.ttl("result-a") == -1
+
+
+def test_an_empty_key_only_acknowledges(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
+    lists.put("a", "b")
+    first, second = claim_all(leases, queue)
+    assert leases.settle([Settlement(first), Settlement(second, "kept", b"1")], result_db=0, expires_s=0) == [
+        True,
+        True,
+    ]
+    assert redis_client.keys() == [b"kept"]
+
+
+def test_who_waits_for_a_result_is_woken(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
+    lists.put("a")
+    with redis_client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+        pubsub.subscribe("result-a")
+        pubsub.get_message(timeout=5)
+        settle(leases, claim_all(leases, queue))
+        published = pubsub.get_message(timeout=5)
+    assert published is not None
+    assert published["data"] == b"result of a"
+
+
+@pytest.mark.parametrize("count", [500, 501, 1203])
+def test_any_number_is_settled_at_once(leases: Leases, redis_client: redis.Redis, queue: Queue, count: int) -> None:
+    redis_client.lpush("work", *(str(index) for index in range(count)))
+    claims = leases.claim([queue], count, 10**9)
+    items = [Settlement(claim, f"r{claim.seq}", claim.message) for claim in claims]
+    assert leases.settle(items, result_db=0, expires_s=0) == [True] * count
+    assert [redis_client.get(f"r{claim.seq}") for claim in claims] == [claim.message for claim in claims]
+    assert redis_client.zcard(queue.index) == redis_client.hlen(queue.unacked) == 0
+
+
+def test_jobs_of_several_queues_are_answered_in_the_order_asked(leases: Leases, redis_client: redis.Redis) -> None:
+    one, other = Lists(redis_client, Queue("one")), Lists(redis_client, Queue("other"))
+    one.put("a", "b", "c")
+    other.put("d", "e")
+    a, b, c, d, e = claim_all(leases, one.queue, other.queue)
+    leases.give_back([b, e])
+    assert settle(leases, [d, b, a, e, c]) == [True, False, True, False, True]
+
+
+def test_a_lease_that_was_lost_stores_nothing(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    slow, other = make_leases(), make_leases()
+    lists.put("a", "b")
+    claims = claim_all(slow, queue)
+    redis_client.zadd(queue.index, {claims[0].tag: 1.0})
+    claim_all(other, queue)
+    assert other.sweep() == 1
+    (again,) = claim_all(other, queue)
+    assert settle(slow, claims) == [False, True]
+    assert result(redis_client, "a") is None
+    assert lists.leased() == {again.tag}
+    assert settle(other, [again]) == [True]
+    assert result(redis_client, "a") == b"result of a"
+
+
+def test_nothing_is_settled_twice(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
+    lists.put("a")
+    claims = claim_all(leases, queue)
+    assert settle(leases, claims) == [True]
+    redis_client.delete("result-a")
+    assert settle(leases, claims) == [False]
+    assert result(redis_client, "a") is None
+
+
+def test_the_same_claim_twice_in_one_settle_is_answered_once(leases: Leases, lists: Lists, queue: Queue) -> None:
+    lists.put("a")
+    (claim,) = claim_all(leases, queue)
+    settle(leases, [claim, claim])
+    assert lists.leased() == set()
+
+
+def test_of_many_that_settle_at_once_one_is_the_holder(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    lists.put(*range(20))
+    leases = make_leases()
+    claims = claim_all(leases, queue)
+    answers: list[list[bool]] = []
+    threads = [threading.Thread(target=lambda: answers.append(settle(leases, claims))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [sum(column) for column in zip(*answers, strict=True)] == [1] * 20
+
+
+def database(url: str, number: int) -> str:
+    return f"{url.rpartition('/')[0]}/{number}"
+
+
+@pytest.fixture
+def two_databases(many_databases: str) -> tuple[str, str]:
+    return database(many_databases, 3), database(many_databases, 5)
+
+
+def test_results_may_live_in_another_database(
+    two_databases: tuple[str, str], make_leases: MakeLeases, queue: Queue
+) -> None:
+    broker_url, results_url = two_databases
+    leases = make_leases(broker_url)
+    with redis.Redis.from_url(broker_url) as broker, redis.Redis.from_url(results_url) as results:
+        lists = Lists(broker, queue)
+        lists.put("a", "b")
+        claims = claim_all(leases, queue)
+        assert settle(leases, claims[:1], db=5) == [True]
+        assert broker.keys("result*") == []
+        assert results.get("result-a") == b"result of a"
+        assert lists.leased() == {claims[1].tag}
+        # The connection is where it was.
+        lists.put("c")
+        assert len(claim_all(leases, queue)) == 1
+
+
+def test_a_settlement_for_each_is_told_apart_from_a_loss_in_the_middle(
+    leases: Leases, lists: Lists, queue: Queue
+) -> None:
+    lists.put(*"abcdef")
+    claims: list[Claim] = claim_all(leases, queue)
+    leases.give_back(claims[1:5:2])
+    assert settle(leases, claims) == [True, False, True, False, True, True]
+    assert lists.labels() == ["b", "d"]
