@@ -1,5 +1,6 @@
 """JSON as kombu writes it, at a fraction of the cost where the values are plain."""
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -16,10 +17,11 @@ def encode_json(value: Any) -> bytes:
         TypeError: `value` is not serializable.
     """
     if _is_plain(value):
-        encoded = _encode(value)
-        # msgspec writes null for NaN and infinities, where kombu writes their names.
-        if b"null" not in encoded or not _has_odd_float(value):
-            return encoded
+        with contextlib.suppress(ValueError, OverflowError):  # lone surrogates, huge integers: kombu writes them
+            encoded = _encode(value)
+            # msgspec writes null for NaN and infinities, where kombu writes their names.
+            if b"null" not in encoded or not _has_odd_float(value):
+                return encoded
     return bytes(kombu_json.dumps(value), "utf-8")
 
 

@@ -80,16 +80,16 @@ class Doorbell:
                 connection.disconnect()
         self._asking = self._listening = self._token = None
         self._token_asked = False
-        self._watches_until = 0.0
 
     def _watch(self, timeout: float) -> bool:
         """Become, or stay, the worker that watches; return whether we are."""
         milliseconds = int(1000 * (timeout + _GRACE_S))
         until = time.monotonic() + timeout + _GRACE_S
-        condition = ("XX",) if time.monotonic() < self._watches_until else ("NX",)
-        if self._ask("SET", self._bell + ":watcher", 1, "PX", milliseconds, *condition):
-            self._watches_until = until
-            return True
+        believed = time.monotonic() < self._watches_until
+        for condition in ("XX", "NX") if believed else ("NX",):
+            if self._ask("SET", self._bell + ":watcher", 1, "PX", milliseconds, condition):
+                self._watches_until = until
+                return True
         return False
 
     def _wait_for_message(self, queues: Sequence[Queue], timeout: float) -> bool:

@@ -53,8 +53,9 @@ class Keeper:
                 if hung and not was_hung:
                     self._on_hung()
                 was_hung = hung
-                if time.monotonic() - refreshed_at >= self._every_s - beat / 2:
-                    self._leases.refresh(self._queues(), leases=not hung)
+                # A hung worker keeps neither its leases nor its place among the living, whose share others may take.
+                if not hung and time.monotonic() - refreshed_at >= self._every_s - beat / 2:
+                    self._leases.refresh(self._queues())
                     refreshed_at = time.monotonic()
                 orphans = self._leases.sweep()
                 if orphans:

@@ -142,11 +142,11 @@ class Leases:
         """Put orphans back, messages whose lease has run out whosever it was; return how many."""
         return sum(self._give_back(queue, str(most), []) for queue in list(self._queues.values()))
 
-    def refresh(self, queues: Sequence[Queue], *, leases: bool = True) -> None:
-        """Refresh our place among the live workers of `queues` and, if `leases`, everything we hold."""
+    def refresh(self, queues: Sequence[Queue]) -> None:
+        """Refresh everything we hold, and our place among the live workers of `queues`."""
         by_queue: dict[str, list[Claim]] = {queue.name: [] for queue in queues}
         known = {**self._queues, **{queue.name: queue for queue in queues}}
-        for claim in self.held() if leases else ():
+        for claim in self.held():
             by_queue.setdefault(claim.queue.name, []).append(claim)
         for name, claims in by_queue.items():
             queue = known[name]

@@ -13,10 +13,11 @@ Names of Celery's and kombu's that are private, or might as well be, and that th
 
 import gc
 import logging
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
 from celery import bootsteps
 from celery.concurrency import solo, thread
 from celery.exceptions import ImproperlyConfigured
@@ -26,6 +27,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu import Consumer as KombuConsumer
 from kombu.serialization import prepare_accept_content
 
+from ...batchers import BatcheryError
 from ...producer import BatchTask
 from ..broker import Doorbell, Leases, Queue, connect
 from ..broker.keeper import Keeper
@@ -36,6 +38,8 @@ from .setup import options_of
 from .store import ResultStore
 
 logger = logging.getLogger(__name__)
+
+_ASKS_FOR_PREFORK = re.compile(r" (-P ?|--pool[= ])prefork\b")
 
 #: Python's own, up to 3.13; and ours: new objects after which a collection looks at the new ones.
 _DEFAULT_GC_THRESHOLD, _GC_THRESHOLD = 700, 20_000
@@ -105,6 +109,12 @@ class BatchConsumer(Consumer):
         p(*args, **kwargs)
         return p
 
+    def on_close(self) -> None:
+        """Let go of what a reconnect forgets, as Celery does; our leases outlive the connection, so give it back."""
+        if self.engine is not None:
+            self._front.connection_lost()
+        super().on_close()
+
     def stop(self) -> None:
         """Drain the engine, then stop as Celery does."""
         if self.engine is not None:
@@ -139,7 +149,11 @@ class BatchConsumer(Consumer):
             max_bytes=(options.claim_max_bytes, options.held_max_bytes),
         )
         engine = Engine(self.batch_tasks, self._front, options)
-        engine.load()
+        try:
+            engine.load()
+        except Exception as exc:
+            # In words of our own: a KeyError or an OSError would be a lost connection to Celery, and tried again.
+            raise BatcheryError(f"This worker cannot serve, a model could not be loaded: {exc!r}") from exc
         _spare_the_collector()
         self._front.engine = engine
         self._keeper = Keeper(
@@ -186,12 +200,9 @@ def _refuse_what_cannot_work(app: Any, pool: Any) -> None:
             f"Batchery claims from Redis or Valkey, but the broker is {app.connection_for_read().as_uri()}. "
             "Use a redis:// broker, or leave out batchery.setup(app)."
         )
-    context = click.get_current_context(silent=True)
-    chosen = context.params.get("pool_cls") if context else None
-    explicit = (
-        context is not None and context.get_parameter_source("pool_cls") == click.core.ParameterSource.COMMANDLINE
-    )
-    if not isinstance(pool, thread.TaskPool | solo.TaskPool) or (explicit and "prefork" in str(chosen)):
+    # Celery takes "-P prefork" for no choice at all where the app has set another pool.
+    asked_for_prefork = _ASKS_FOR_PREFORK.search(" ".join(sys.argv)) is not None
+    if not isinstance(pool, thread.TaskPool | solo.TaskPool) or asked_for_prefork:
         raise ImproperlyConfigured(
             f"Batchery cannot run with the pool {type(pool).__module__}: batches run on a thread of the worker's main "
             "process, where a forked pool would lose the GPU and green threads would stand still. "

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -66,6 +66,7 @@ class BrokerFront:
         self._max_bytes = max_bytes
         self._channel = LeaseChannel(self.acknowledge, self._requeue)
         self._acks: deque[Claim] = deque()
+        self._returns: deque[str] = deque()
         #: Tags of claims that Celery's own machinery has in hand.
         self._with_celery: set[str] = set()
         self._stopped = threading.Event()
@@ -107,10 +108,10 @@ class BrokerFront:
 
     def _sort_out(self, claims: Sequence[Claim]) -> list[Job]:
         now, jobs, others = time.monotonic(), [], []
-        revoked = state.revoked
+        revoked, tasks = state.revoked, self._unlimited()
         for claim in claims:
             call = decode(claim.message)
-            if call is None or call.headers.task not in self._tasks or (revoked and call.headers.id in revoked):
+            if call is None or call.headers.task not in tasks or (revoked and call.headers.id in revoked):
                 others.append(claim)
             else:
                 jobs.append(self._job(claim, call, now))
@@ -120,6 +121,12 @@ class BrokerFront:
             self._with_celery.update(claim.tag for claim in others)
             self._hub.call(self._deliver, others, soon=True)
         return jobs
+
+    def _unlimited(self) -> Set[str]:
+        """Return the batch tasks without a rate limit; Celery's own buckets see to the others."""
+        if self._consumer.disable_rate_limits:
+            return self._tasks.keys()
+        return {name for name in self._tasks if not self._consumer.task_buckets[name]}
 
     def _job(self, claim: Claim, call: Ordinary, now: float) -> Job:
         headers = call.headers
@@ -151,13 +158,28 @@ class BrokerFront:
     def _deliver(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler, as its consumer would."""
         for claim in claims:
+            if not self._leases.holds(claim):
+                continue
+            message = None
             try:
                 message = to_kombu(claim, self._channel, self._consumer.accept)
-            except Exception:
-                logger.exception("This is no message of Celery's, it is dropped: %r", claim.message[:200])
-                self.acknowledge(claim.tag)
-            else:
                 self._consumer.handle_message(message)
+            except Exception as exc:
+                self._give_up(claim, message, exc)
+
+    def _give_up(self, claim: Claim, message: Any, error: Exception) -> None:
+        """Drop a message that Celery cannot make sense of; whoever waits for it, if it says who, learns why."""
+        logger.error("This is no message of Celery's, it is dropped: %r", claim.message[:200], exc_info=error)
+        task_id = (message.headers if message else {}).get("id")
+        if task_id:
+            self._consumer.app.backend.mark_as_failure(task_id, error)
+        self.acknowledge(claim.tag)
+
+    def connection_lost(self) -> None:
+        """Give back what Celery drops when it reconnects: what waits for its ETA or its rate limit. On the hub."""
+        in_pool = {request.message.delivery_tag for request in _with_message(state.reserved_requests)}
+        self._returns += (tag for tag in tuple(self._with_celery) if tag not in in_pool)
+        self.engine.poke()
 
     def take(self, request: Any) -> None:
         """Let a request of Celery's own join the waiting jobs. On the hub."""
@@ -167,10 +189,10 @@ class BrokerFront:
             return
         self._with_celery.discard(claim.tag)
         request.claim = claim
-        priority = request.delivery_info.get("priority") or 0
         deadline = None if request.expires is None else time.monotonic() + request.expires.timestamp() - time.time()
         args, kwargs = request.args, request.kwargs
-        job = Job(request.id, request.task.name, args, kwargs, request, time.monotonic(), claim.seq, priority, deadline)
+        job = Job(request.id, request.task.name, args, kwargs, request, time.monotonic(), claim.seq, _priority(request))
+        job.deadline = deadline
         self.engine.submit([job])
 
     def _request(self, claim: Claim) -> Any:
@@ -189,7 +211,7 @@ class BrokerFront:
         self._with_celery.discard(tag)
         claim = self._leases.find(tag)
         if claim is not None:
-            self._leases.give_back([claim])
+            self._persist(lambda: self._leases.give_back([claim]), until_done=True)
 
     def _received(self, requests: Sequence[LightRequest]) -> None:
         on_hub.reserved(requests)
@@ -246,6 +268,8 @@ class BrokerFront:
         acks = [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
         if ordinary or acks:
             self._settle_ordinary(ordinary, acks)
+        for _ in range(len(self._returns)):
+            self._requeue(self._returns.popleft())
         if len(ordinary) < len(outcomes):
             done = set(map(id, ordinary))
             for outcome in outcomes:
@@ -287,11 +311,21 @@ class BrokerFront:
             if self._leases.holds(claim) and self._leases.still_held(claim):
                 answer = trace(self._replays[outcome.job.task], _full(reply), outcome, self._consumer.app)
                 self._hub.call(_full(reply).on_success, answer, soon=True)
-        except Exception:
-            logger.exception("The outcome of %s could not be stored; the job runs again when its lease is over.", reply)
-            self._leases.forget([claim])
+        except Exception as exc:
+            logger.exception("Celery could not take in the outcome of %s.", reply)
+            self._fail(reply, exc)
         if isinstance(reply, LightRequest):
             self._hub.call(on_hub.gone, [reply])
+
+    def _fail(self, reply: Any, error: Exception) -> None:
+        """End a job whose outcome Celery's tracer cannot take in; left alone it would run again and again."""
+        try:
+            self._consumer.app.backend.mark_as_failure(reply.id, error)
+        except Exception:
+            logger.exception("Nor could that be stored: %s runs again when its lease is over.", reply)
+            self._leases.forget([reply.claim])
+        else:
+            self.acknowledge(reply.claim.tag)
 
     def give_back(self, jobs: Sequence[Job]) -> None:
         """See `Front.give_back`."""
@@ -337,6 +371,19 @@ class BrokerFront:
             if self._stopped.wait(pause) or not until_done:
                 return None
             pause = min(2 * pause, longest)
+
+
+def _with_message(requests: Iterable[Any]) -> list[Any]:
+    """Return the requests that Celery's own machinery has in hand."""
+    return [request for request in requests if not isinstance(request, LightRequest)]
+
+
+def _priority(request: Any) -> int:
+    """Return a request's priority as kombu reads it: from 0 to 9, 0 for what is no number."""
+    try:
+        return max(0, min(int(request.delivery_info["priority"]), 9))
+    except (TypeError, ValueError, KeyError):
+        return 0
 
 
 def _full(request: Any) -> Any:

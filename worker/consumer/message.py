@@ -54,7 +54,7 @@ class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     argsrepr: str = ""
     kwargsrepr: str = ""
     origin: str = ""
-    ignore_result: bool = False
+    ignore_result: bool | None = None
     replaced_task_nesting: int = 0
     stamped_headers: None = None
     stamps: dict[str, None] = {}

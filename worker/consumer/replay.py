@@ -46,7 +46,13 @@ def trace(replay: Any, request: Any, outcome: Outcome, app: Any) -> tuple[int, A
     if replay.__trace__ is None:
         replay.__trace__ = build_tracer(replay.name, replay, app.loader, request.hostname, app=app)
     args, kwargs, embed = request._payload
-    context = {**request.request_dict, "args": args, "kwargs": kwargs, "is_eager": False, **(embed or {})}
+    context = {
+        **request.request_dict,
+        "args": args,
+        "kwargs": kwargs,
+        "is_eager": False,
+        **(embed if isinstance(embed, dict) else {}),
+    }
     replay.outcomes.current = outcome
     try:
         result, info, runtime, text = replay.__trace__(request.id, args, kwargs, context)

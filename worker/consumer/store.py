@@ -73,4 +73,5 @@ class ResultStore:
 
 
 def _ignored(request: LightRequest) -> bool:
-    return bool(request.headers.ignore_result or request.task.ignore_result)
+    said = request.headers.ignore_result
+    return bool(request.task.ignore_result if said is None else said)

@@ -1,0 +1,174 @@
+"""One item's failure is that item's alone, and whatever comes in, the worker goes on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.exceptions import NotRegistered
+
+from benchmarks.services import wait_until
+from tests.consumer.apps import BATCHES
+from tests.consumer.conftest import StartWorker, held_back, unsettled
+
+FULL = 16  # every task's max_batch_size: that many calls of `picky` are one batch
+
+WAIT = 15.0
+
+
+def test_a_bad_item_fails_alone_with_its_own_exception(app: Celery, client: redis.Redis) -> None:
+    results = list(app.tasks["picky"].delay_many([*range(FULL - 2), "bad", "slot"]))
+    assert [result.get(timeout=WAIT) for result in results[:-2]] == list(range(FULL - 2))
+    for result, message in zip(results[-2:], ("bad", "slot"), strict=True):
+        with pytest.raises(Exception, match=message) as caught:
+            result.get(timeout=WAIT)
+        assert type(caught.value).__name__ == "OddInput"
+        assert "OddInput" in result.traceback
+    assert json.loads(client.lrange(BATCHES, 0, 0)[0]) == [*range(FULL - 2), "bad", "slot"]
+
+
+def test_too_few_outputs_fail_every_job_and_none_waits_for_ever(app: Celery) -> None:
+    for result in app.tasks["short"].delay_many(range(3)):
+        with pytest.raises(Exception, match="0 outputs for 1 items") as caught:
+            result.get(timeout=WAIT)
+        assert type(caught.value).__name__ == "OutputMismatch"
+
+
+def test_arguments_that_do_not_fit_fail_alone(app: Celery) -> None:
+    good = [app.send_task("texts", [f"text {index}"]) for index in range(4)]
+    bad = [
+        app.send_task("texts", []),
+        app.send_task("texts", ["a", "b", "c"]),
+        app.send_task("texts", ["a"], {"nonsense": 1}),
+        app.send_task("texts", [7]),
+        app.send_task("add", [1]),
+    ]
+    assert [result.get(timeout=WAIT) for result in good] == [f"TEXT {index}!" for index in range(4)]
+    for result in bad:
+        with pytest.raises((TypeError, AttributeError)):
+            result.get(timeout=WAIT)
+
+
+def test_preprocess_fails_alone(app: Celery) -> None:
+    results = list(app.tasks["prepared"].delay_many([1, "bad", 2]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == [1, 2]
+    with pytest.raises(Exception, match="bad in preprocess"):
+        results[1].get(timeout=WAIT)
+
+
+def test_a_model_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery) -> None:
+    results = list(app.tasks["leaver"].delay_many(["a", "leave", "b"]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
+    with pytest.raises(Exception, match="SystemExit"):
+        results[1].get(timeout=WAIT)
+
+
+def test_a_result_that_json_cannot_carry_fails_alone(app: Celery) -> None:
+    results = list(app.tasks["unserializable"].delay_many(["a", "bad", "b"]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
+    with pytest.raises(Exception, match="not JSON serializable"):
+        results[1].get(timeout=WAIT)
+
+
+def test_an_unknown_task_fails_and_the_worker_goes_on(app: Celery) -> None:
+    unknown = app.send_task("nobody_knows_me", [1])
+    assert app.tasks["echo"].delay(1).get(timeout=WAIT) == 1
+    with pytest.raises(NotRegistered):
+        unknown.get(timeout=WAIT)
+
+
+def envelope(body: bytes, headers: Any = None, **properties: Any) -> bytes:
+    """A message as kombu would write it, around any body."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"task": "echo", "id": "odd", "lang": "py"} if headers is None else headers,
+            "properties": {
+                "body_encoding": "base64",
+                "correlation_id": "odd",
+                "delivery_info": {"exchange": "", "routing_key": "celery"},
+                "delivery_mode": 2,
+                "delivery_tag": "odd",
+                "priority": 0,
+                **properties,
+            },
+        }
+    ).encode()
+
+
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "no JSON": b"\x80\x04\xff not json",
+    "null": b"null",
+    "a list": b"[1, 2]",
+    "an object of nothing": b"{}",
+    "no headers": b'{"body": "", "properties": {}}',
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_dropped_and_those_behind_it_are_answered(app: Celery, client: redis.Redis, garbage: bytes) -> None:
+    with held_back(app, client):
+        client.lpush("celery", garbage)
+        results = [app.tasks["plain"].delay(1), app.tasks["echo"].delay(2)]
+    assert [result.get(timeout=WAIT) for result in results] == [1, 2]
+
+
+ODD_BODIES: dict[str, bytes] = {
+    "not JSON": b"{{{",
+    "null": b"null",
+    "no triple": b"[]",
+    "no list": b"5",
+    "arguments of other types": b"[5, 6, 7]",
+}
+
+
+def behind_odd_message(start: StartWorker, caller: Celery, client: redis.Redis, odd: bytes) -> None:
+    """Those that were claimed together with `odd` are answered, and nothing stays claimed."""
+    worker = start()
+    with held_back(caller, client):
+        client.lpush("celery", odd)
+        results = [caller.tasks["plain"].delay(1), caller.tasks["echo"].delay(2)]
+    assert [result.get(timeout=WAIT) for result in results] == [1, 2]
+    wait_until(lambda: not unsettled(client), f"the odd message is settled:\n{worker.log[-2000:]}", WAIT)
+
+
+@pytest.mark.parametrize("body", ODD_BODIES.values(), ids=ODD_BODIES)
+def test_an_odd_body_is_dropped_or_fails_and_those_claimed_with_it_are_answered(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis, body: bytes
+) -> None:
+    behind_odd_message(start, caller, redis_client, envelope(body))
+
+
+def test_a_message_without_an_id_is_dropped_and_those_claimed_with_it_are_answered(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis
+) -> None:
+    body = b'[[1], {}, {"callbacks": null}]'
+    behind_odd_message(start, caller, redis_client, envelope(body, {"task": "echo", "lang": "py"}))
+
+
+def test_a_priority_that_is_a_string_is_served_like_any_other(start: StartWorker, caller: Celery) -> None:
+    """kombu takes such a priority, and so do stock workers."""
+    worker = start()
+    picky = caller.tasks["picky"]  # waits until all are in
+    results = [picky.apply_async((index,), priority=("3", 3)[index % 2]) for index in range(FULL)]
+    wait_until(lambda: not worker.alive() or results[0].ready(), "it has run, or broken down")
+    assert worker.alive(), worker.log[-2000:]
+    assert [result.get(timeout=WAIT) for result in results] == list(range(FULL))
+
+
+@pytest.mark.parametrize("value", ["leave", "leave late"], ids=["preprocess", "postprocess"])
+def test_a_hook_that_leaves_python_fails_its_job_and_not_the_worker(
+    start: StartWorker, caller: Celery, value: str
+) -> None:
+    start()
+    results = list(caller.tasks["texts"].delay_many(["a", value, "b"]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["A!", "B!"]
+    with pytest.raises(Exception, match="SystemExit"):
+        results[1].get(timeout=WAIT)
