@@ -103,12 +103,11 @@ class Workers(RuleBasedStateMachine):
     def sweep(self, worker: int, most: int) -> None:
         self.workers[worker].sweep(most)
 
-    @rule(worker=worker_numbers, leases=st.booleans())
-    def refresh(self, worker: int, leases: bool) -> None:
-        self.workers[worker].refresh([lists.queue for lists in self.lists], leases=leases)
-        if leases:
-            held = self.leased_tags()
-            assert all(claim.tag in held for claim in self.workers[worker].held())
+    @rule(worker=worker_numbers)
+    def refresh(self, worker: int) -> None:
+        self.workers[worker].refresh([lists.queue for lists in self.lists])
+        held = self.leased_tags()
+        assert all(claim.tag in held for claim in self.workers[worker].held())
 
     def take(self, worker: int, which: list[int]) -> list[Claim]:
         mine = self.claims[worker]

@@ -54,7 +54,7 @@ class BrokerFront:
     ) -> None:
         """Serve `consumer`'s batch tasks; `max_bytes` are those of one claim, and of all that is held."""
         self._consumer = consumer
-        self._tasks = consumer.batch_tasks
+        self._tasks: dict[str, Any] = consumer.batch_tasks
         self._hooked = {name for name, task in self._tasks.items() if _has_hooks(task)}
         self._replays = {name: make_replay(task) for name, task in self._tasks.items()}
         self._leases = leases
