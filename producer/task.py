@@ -129,11 +129,8 @@ class BatchTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a batch of one here and now, without a broker, and return its result."""
-        return (
-            Alone(self, self._run_alone).run(*args, **kwargs)
-            if self.autoretry_for
-            else self._run_alone(*args, **kwargs)
-        )
+        run = Alone(self, self._run_alone).run if self.autoretry_for else self._run_alone
+        return run(*args, **kwargs)
 
     def _run_alone(self, *args: Any, **kwargs: Any) -> Any:
         (answer,) = self._run_prepared([self.prepare(args, kwargs)])

@@ -212,6 +212,9 @@ class Hooked(BatchTask):
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         note(self.app, SEEN, ["on_failure", str(exc), task_id, list(args)])
 
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        note(self.app, SEEN, ["after_return", status, task_id, list(args)])
+
 
 app = make_app(
     os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0"),
@@ -220,16 +223,15 @@ app = make_app(
 )
 setup(app, WorkerOptions(**json.loads(os.environ.get("OPTIONS", "{}"))))
 
-if "SIGNALS" in os.environ:
 
-    @signals.task_prerun.connect
-    def prerun(task_id: str, task: Any, **_: Any) -> None:
-        note(app, SEEN, ["prerun", task_id, task.name])
+def watch(name: str) -> None:
+    """Write down for which jobs Celery's signal `name` is sent."""
 
-    @signals.task_success.connect
-    def success(sender: Any, result: Any, **_: Any) -> None:
-        note(app, SEEN, ["success", sender.request.id, result])
+    def seen(sender: Any, task_id: str | None = None, request: Any = None, **_: Any) -> None:
+        note(app, SEEN, [name, task_id or (request or sender.request).id])
 
-    @signals.task_failure.connect
-    def failure(task_id: str, exception: Any, **_: Any) -> None:
-        note(app, SEEN, ["failure", task_id, str(exception)])
+    getattr(signals, name).connect(seen, weak=False)
+
+
+for name in json.loads(os.environ.get("SIGNALS", "[]")):
+    watch(name)

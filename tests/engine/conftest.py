@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
-from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs
+from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs, engine_threads, wait_until_gone
 
 StartEngine = Callable[..., Engine]
 
@@ -43,9 +42,6 @@ def start(front: FakeFront) -> Iterator[StartEngine]:
 
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
-    before = set(threading.enumerate())
+    assert engine_threads() == []
     yield
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("batchery-") and thread not in before]
-    for thread in left:
-        thread.join(DEADLINE_S)
-    assert not any(thread.is_alive() for thread in left), left
+    wait_until_gone(*engine_threads())

@@ -35,6 +35,7 @@ class FakeFront:
         self.may_claim = threading.Event()
         self.may_claim.set()
         self.interrupted = False
+        self.interrupts = 0
         #: Whether a claim waits for jobs: then all that was claimed before has been handed on.
         self.claim_waits = False
 
@@ -81,6 +82,7 @@ class FakeFront:
     def interrupt(self) -> None:
         with self.changed:
             self.interrupted = True
+            self.interrupts += 1
             self.changed.notify_all()
 
     def still_wanted(self, jobs: list[Job]) -> list[Job]:
@@ -189,6 +191,17 @@ class Jobs:
 
     def many(self, *values: Any, **fields: Any) -> list[Job]:
         return [self(value, **fields) for value in values]
+
+
+def engine_threads() -> list[threading.Thread]:
+    """The threads of every engine that there is."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batchery-")]
+
+
+def wait_until_gone(*threads: threading.Thread) -> None:
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert not any(thread.is_alive() for thread in threads), threads
 
 
 def in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:

@@ -11,7 +11,16 @@ from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
-from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Gate, Jobs, in_background
+from tests.engine.fakes import (
+    DEADLINE_S,
+    FakeFront,
+    FakeModel,
+    Gate,
+    Jobs,
+    engine_threads,
+    in_background,
+    wait_until_gone,
+)
 
 StartEngine = Callable[..., Engine]
 
@@ -395,6 +404,7 @@ def test_a_drain_gives_up_on_a_model_that_hangs(start: StartEngine, front: FakeF
     assert ids(engine.running) == ["double-1"]
     held.gate.open()
     front.wait_for_outcomes(1)
+    wait_until_gone(*engine_threads())
     assert engine.drain(DEADLINE_S)
 
 
@@ -436,20 +446,34 @@ def test_draining_twice_does_no_harm(start: StartEngine, front: FakeFront, jobs:
     front.put(jobs(1))
     front.wait_for_outcomes(1)
     assert engine.drain(DEADLINE_S)
+    assert engine_threads() == []
     assert engine.drain(DEADLINE_S)
 
 
 def test_draining_from_two_threads_gives_back_every_job_once(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
-    held = Held()
-    engine = start(FakeModel(predict=held, max_batch_size=1))
-    front.put(*jobs.many(*range(11)))
-    front.wait_for(lambda: len(front.claimed) == 11, "all are claimed")
+    held, gate = Held(), Gate()
+
+    def preprocess(item: int) -> int:
+        if item == 1:
+            gate.pass_through()
+        return item
+
+    engine = start(FakeModel(predict=held, preprocess=preprocess))
+    front.put(jobs(0))
     held.gate.wait_until_reached()
-    drains = [in_background(engine.drain, DEADLINE_S) for _ in range(2)]
-    front.wait_for(lambda: len(front.given_back) == 10, "all that waits is given back")
+    front.put(jobs(1))
+    gate.wait_until_reached()
+    front.put(*jobs.many(2, 3, 4))
+    front.wait_until_all_are_claimed()
+    first = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.interrupts == 1, "the first drain has begun")
+    second = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.interrupts == 2, "the second drain has begun")
+    gate.open()
     held.gate.open()
-    assert all(drain.result(DEADLINE_S) for drain in drains)
-    assert ids(front.given_back) == [f"double-{n}" for n in range(1, 11)]
+    assert first.result(DEADLINE_S)
+    assert second.result(DEADLINE_S)
+    assert sorted(ids(front.given_back)) == [f"double-{n}" for n in (1, 2, 3, 4)]
 
 
 def test_an_engine_that_was_not_started_can_be_drained(front: FakeFront) -> None:
@@ -534,9 +558,9 @@ def test_a_drain_does_not_wait_for_outcomes_that_nobody_settles_any_more(
 
 def test_a_broken_engine_claims_nothing_more(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
     front.failing = {"started": RuntimeError("broken")}
-    engine = start(FakeModel(max_batch_size=1))
+    start(FakeModel(max_batch_size=1))
+    (claim_thread,) = [thread for thread in engine_threads() if thread.name == "batchery-claim"]
     front.put(jobs(1))
-    front.wait_for(lambda: front.broken_by, "the front is told")
+    wait_until_gone(claim_thread)
     front.put(jobs(2))
-    engine.drain(DEADLINE_S)
     assert ids(front.claimed) == ["double-1"]

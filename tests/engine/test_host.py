@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -248,6 +248,18 @@ def test_a_cancelled_future_withdraws_its_call_and_disturbs_no_other(held: tuple
         futures[1].result(DEADLINE_S)
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_who_waits_for_a_cancelled_call_is_told(held: tuple[Host, Narrow], gate: Gate, stops: bool) -> None:
+    host, _ = held
+    futures = fill(host)
+    assert all(future.cancel() for future in futures)
+    if stops:
+        host._front.fail_rest("the host gives up on all")
+    else:
+        gate.open()
+    assert wait(futures, DEADLINE_S).done == set(futures)
+
+
 def test_a_call_that_runs_cannot_be_withdrawn(serve: Serve, gate: Gate) -> None:
     host = serve(Double(lambda _batch: gate.pass_through()))
     future = host.submit(1)
@@ -460,6 +472,18 @@ def test_an_engine_that_dies_fails_every_call_and_takes_no_more(gate: Gate, monk
     with pytest.raises(JobRejected, match="engine died.*own bug"):
         host(1)
     host.stop()
+
+
+def test_a_call_that_the_host_has_given_up_on_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
+    front = host_module._LocalFront(5)
+    front.open()
+    future = front.put("double", (1,), {}, when_full="reject")
+    jobs = front.claim(1)
+    front.fail_rest("given up")
+    assert front.still_wanted(jobs) == []
+    assert caplog.text == ""
+    with pytest.raises(BatchFailed, match="given up"):
+        future.result(0)
 
 
 def test_a_class_is_no_task() -> None:

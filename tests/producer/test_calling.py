@@ -374,19 +374,19 @@ class Fails:
 
 
 def retrying(app: Celery, fails: Fails, **options: Any) -> BatchTask:
-    @app.task(base=BatchTask, autoretry_for=(ConnectionError,), default_retry_delay=0, **options)
     def shaky(items: list[int]) -> list[int]:
         fails()
         return items
 
-    task: BatchTask = shaky
+    app.task(base=BatchTask, name="shaky", autoretry_for=(ConnectionError,), default_retry_delay=0, **options)(shaky)
+    task: BatchTask = app.tasks["shaky"]
+    assert task.run is shaky
     return task
 
 
 def test_autoretry_for_does_not_wrap_the_batch(app: Celery) -> None:
     fails = Fails(1)
     task = retrying(app, fails)
-    assert task.run.__name__ == "shaky"
     with pytest.raises(ConnectionError):
         task.run_batch([1, 2])
     assert fails.calls == 1

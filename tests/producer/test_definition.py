@@ -195,6 +195,10 @@ def count_with(extra: int, text: str) -> int:
     return len(text) + extra
 
 
+def count_self(self: str) -> int:
+    return len(self)
+
+
 LENGTHS = [len, count, lambda text: len(text), str.__len__, Counter(), functools.partial(count_with, 0)]
 
 
@@ -203,6 +207,10 @@ def test_a_function_given_as_an_option_does_not_turn_into_a_method(app: Celery, 
     assert decorate(app, length=length).item_length("four") == 4
     assert define(length=length)().item_length("four") == 4
     assert define(length=staticmethod(length))().item_length("four") == 4
+
+
+def test_it_does_not_turn_into_one_even_if_its_parameter_is_called_self(app: Celery) -> None:
+    assert decorate(app, length=count_self).item_length("four") == 4
 
 
 def test_a_method_stays_a_method() -> None:

@@ -233,8 +233,8 @@ class _LocalFront:
                     future.set_result(outcome.value)
                 else:
                     future.set_exception(_as_exception(outcome.error))
-            except InvalidStateError:
-                pass  # cancelled meanwhile, by a caller that waits no more
+            except InvalidStateError:  # cancelled meanwhile, by a caller that waits no more
+                _begin(future)
         self._forget([outcome.job for outcome in outcomes])
 
     def _forget(self, jobs: Iterable[Job]) -> None:
@@ -245,10 +245,12 @@ class _LocalFront:
 
 
 def _begin(future: "Future[Any]") -> bool:
-    """Mark a call as running; return whether anybody still waits for it."""
+    """Mark a call as running, or tell those who wait that it was cancelled; return whether anybody wants it."""
+    if future.done() and not future.cancelled():  # the host gave up on it
+        return False
     try:
         return future.set_running_or_notify_cancel()
-    except InvalidStateError:  # it was answered: the host gave up on it
+    except RuntimeError:  # they have been told, or it was answered just now
         return False
 
 

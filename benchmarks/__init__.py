@@ -1,0 +1,1 @@
+"""One command per claim: `python -m benchmarks --list`."""

@@ -1,0 +1,26 @@
+"""The Celery apps whose workers the benchmarks start. They read `REDIS_URL` and `QUEUE` when they are imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+from ..load import QUEUE
+
+
+@contextmanager
+def import_app(name: str, url: str, queue: str = QUEUE) -> Iterator[Any]:
+    """A module of this folder, as its callers have it: for this server and this queue alone."""
+    full_name = f"{__name__}.{name}"
+    with patch.dict(os.environ, {"REDIS_URL": url, "QUEUE": queue}):
+        sys.modules.pop(full_name, None)
+        module = import_module(full_name)
+    try:
+        yield module
+    finally:
+        module.app.close()

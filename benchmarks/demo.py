@@ -1,0 +1,147 @@
+"""500 real texts through a real model and a real Celery worker: in batches by Batchery, then one by one.
+
+`python -m benchmarks.demo` (or `make demo`) prints a table and writes build/demo.json and build/demo.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .demo_plot import plot
+from .report import Report, rounded
+from .services import ServiceError, celery_worker, valkey
+from .texts import texts
+from .trial import Trial, answer_all
+
+WARM_UP_TEXTS = 16
+#: Padding changes the order in which floats are summed; more than this is another vector.
+MAX_DIFFERENCE = 1e-4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--texts", type=int, default=500, metavar="N", help="default 500")
+    parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR", help="default build")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker and server are stopped
+    try:
+        report = run(args.texts, args.out)
+    except (ServiceError, TimeoutError) as error:
+        print(f"The demo failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    report.print()
+    report.write(args.out / "demo.json")
+    print(f"{args.out / 'demo.json'}   {args.out / 'demo.png'}")
+    return 0
+
+
+def run(count: int, out: Path) -> Report:
+    """Both trials on one server, then the plot; `ServiceError` if an answer is missing or another vector."""
+    sample = texts(count + WARM_UP_TEXTS)
+    with valkey() as url:
+        os.environ["REDIS_URL"] = url  # the examples read it when they are imported
+        example, stock_example = (import_module(f"examples.{name}") for name in ("embedding", "embedding_stock"))
+        batchery, stats = _trial("Batchery", url, example, sample, count, args=(), env={})
+        args, env = stock_options()
+        stock, _ = _trial("Celery, one by one", url, stock_example, sample, count, args=args, env=env)
+    report = _report(
+        batchery, stock, stats, f"stock Celery: {' '.join([*(f'{k}={v}' for k, v in env.items()), *args])}"
+    )
+    if report.figures["max_difference"] > MAX_DIFFERENCE:  # type: ignore[operator]
+        raise ServiceError(f"the two gave different vectors: they differ by up to {report.figures['max_difference']}")
+    plot(batchery, stock, out / "demo.png")
+    return report
+
+
+def stock_options() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The pool that answers most texts per second; measured for each, with torch's threads as they come and one each.
+
+    On CPU a process with one torch thread for each core: 61/s on 2 cores, where threads came to 55 and solo with
+    torch's own threads to 30. On a GPU the processes would each load the model: threads share one.
+    """
+    if Path("/proc/driver/nvidia").exists():
+        return ("-P", "threads", "-c", "4"), {}
+    return ("-P", "prefork", "-c", str(os.cpu_count())), {"OMP_NUM_THREADS": "1"}
+
+
+def _trial(
+    name: str, url: str, example: Any, sample: list[str], count: int, *, args: tuple[str, ...], env: dict[str, str]
+) -> tuple[Trial, dict[str, Any]]:
+    """One worker's answers to the sample, warmed up on the texts after it, and what it counted of them."""
+    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    module = example.__name__
+    with Progress(*columns) as progress:
+        bar = progress.add_task(f"{name}: starting", total=count)
+        with celery_worker(module, url, args=("-l", "WARNING", *args), env=env) as worker:
+            for text in sample[count:]:
+                example.embed.delay(text).get(timeout=120)
+            for result in [example.embed.delay(text) for text in sample[count:]]:
+                result.get(timeout=120)
+            before = _stats(example.app, worker.name)
+            progress.update(bar, description=name)
+            trial = answer_all(url, worker, example.embed, sample[:count], lambda n: progress.update(bar, completed=n))
+            after = _stats(example.app, worker.name)
+    return trial, {key: after[key] - before[key] for key in ("batches", "jobs") if key in after} | {
+        "padding_share": after.get("padding_share", 0.0)
+    }
+
+
+def _stats(app: Any, worker_name: str) -> dict[str, Any]:
+    answers = app.control.inspect(destination=[worker_name], timeout=5, limit=1).stats() or {}
+    found: dict[str, Any] = answers.get(worker_name, {}).get("batchery", {})
+    return found
+
+
+def _report(batchery: Trial, stock: Trial, stats: dict[str, Any], stock_note: str) -> Report:
+    figures: dict[str, Any] = {
+        "tasks": len(batchery.sent),
+        "answered": len(batchery.answered),
+        "tasks_per_s": batchery.tasks_per_s,
+        "stock_tasks_per_s": stock.tasks_per_s,
+        "vs_stock": rounded(batchery.tasks_per_s / stock.tasks_per_s),
+        "batches": stats["batches"],
+        "mean_batch_size": rounded(stats["jobs"] / stats["batches"]),
+        "padding_share": rounded(stats["padding_share"]),
+        "p50_ms": batchery.latency_ms(50),
+        "p95_ms": batchery.latency_ms(95),
+        "max_difference": rounded(float(np.abs(batchery.vectors - stock.vectors).max())),
+    }
+    tasks, share = figures["tasks"], figures["padding_share"]
+    return Report(
+        name="demo",
+        figures=figures,
+        runs=[
+            {"worker": name, "sent_s": t.sent, "answered_s": t.answered}
+            for name, t in (("batchery", batchery), ("stock", stock))
+        ],
+        columns=("", "Batchery", "Celery, one by one"),
+        rows=[
+            ("texts per second", batchery.tasks_per_s, stock.tasks_per_s),
+            ("forward passes", figures["batches"], tasks),
+            ("texts in a pass, mean", figures["mean_batch_size"], 1),
+            ("padding computed", f"{share:.1%}", "0.0%"),
+            ("latency p50, ms", figures["p50_ms"], stock.latency_ms(50)),
+            ("latency p95, ms", figures["p95_ms"], stock.latency_ms(95)),
+        ],
+        notes=[
+            f"The same vectors: no number differs by more than {figures['max_difference']:.1g}.",
+            "Texts per second: from the first text sent to the last result. Latency: from a text's own sending to the "
+            "arrival of its result at the sender; all are sent at once, so most of it is waiting in line.",
+            stock_note + ", its best pool on this kind of machine",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

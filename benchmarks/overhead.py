@@ -1,0 +1,96 @@
+"""No-op tasks per second: stock Celery, celery-batches, Batchery, and the floor that bounds them all.
+
+Each worker finds thousands of messages ready at one instant and is timed until the last result is stored. Acknowledged
+late, results on. Stock Celery counts with its best pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from .apps.payloads import PAYLOADS
+from .contenders import BATCHERY, CELERY_BATCHES, STOCK, Alive, Contender, floor
+from .load import load
+from .proxy import delayed
+from .report import Report, median, rounded
+from .services import valkey
+
+WARM_UP = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rtt-ms", type=float, default=0.0, help="network round trip to add, in milliseconds")
+    parser.add_argument("--events", action="store_true", help="workers send task events (-E)")
+    parser.add_argument("--payload", choices=sorted(PAYLOADS), default="small", help="integer | 384 floats | 100 kB in")
+    parser.add_argument("--messages", type=int, help="for Batchery and the floor (default 10,000; large: 2,000)")
+    parser.add_argument("--slow-messages", type=int, help="for the others (default 1,500; large or a network: 500)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all contenders in turn; medians count (default 3)")
+
+
+def run(args: argparse.Namespace) -> Report:
+    runs = [_measure(name, args, round_) for round_ in range(args.rounds) for name in _names()]
+    return _report(runs, args)
+
+
+def _names() -> list[str]:
+    return [*(contender.name for contender in STOCK), CELERY_BATCHES.name, BATCHERY.name, "floor"]
+
+
+def _measure(name: str, args: argparse.Namespace, round_: int) -> dict[str, Any]:
+    """One contender on a server of its own, warmed up on the queue that is then filled."""
+    fast = name in (BATCHERY.name, "floor")
+    large = args.payload == "large"
+    if fast:
+        count = args.messages or (2000 if large else 10_000)
+    else:
+        count = args.slow_messages or (500 if large or args.rtt_ms else 1500)
+    with (
+        valkey() as url,
+        load(url, args.payload, PAYLOADS[args.payload]) as messages,
+        delayed(url, args.rtt_ms) as worker_url,
+        _start(name, args, WARM_UP + count)(worker_url) as alive,
+    ):
+        messages.release(messages.prepare(WARM_UP), alive)
+        ids = messages.prepare(count)
+        seconds = messages.release(ids, alive)
+        messages.check(ids)
+    return {"round": round_, "contender": name, "messages": count, "tasks_per_s": rounded(count / seconds)}
+
+
+def _start(name: str, args: argparse.Namespace, count: int) -> Callable[[str], AbstractContextManager[Alive]]:
+    if name == "floor":
+        return lambda url: floor(url, count, args.payload)
+    contender: Contender = next(each for each in (*STOCK, CELERY_BATCHES, BATCHERY) if each.name == name)
+    return lambda url: contender.start(url, extra=("-E",) if args.events else ())
+
+
+def _report(runs: list[dict[str, Any]], args: argparse.Namespace) -> Report:
+    rates = {name: median(run["tasks_per_s"] for run in runs if run["contender"] == name) for name in _names()}
+    stock = max(rates[contender.name] for contender in STOCK)
+    batches, batchery, bare = rates[CELERY_BATCHES.name], rates[BATCHERY.name], rates["floor"]
+    return Report(
+        name="overhead",
+        figures={
+            "stock": stock,
+            "celery_batches": batches,
+            "batchery": batchery,
+            "floor": bare,
+            "vs_stock": rounded(batchery / stock),
+            "vs_celery_batches": rounded(batchery / batches),
+            "of_floor": rounded(batchery / bare),
+            "payload": args.payload,
+            "rtt_ms": args.rtt_ms,
+            "events": int(args.events),
+        },
+        runs=runs,
+        columns=("worker", "tasks/s", "x stock's best"),
+        rows=[(name, rate, rate / stock) for name, rate in rates.items()],
+        notes=[
+            f"No-op tasks, payload {args.payload}, {args.rtt_ms:g} ms of network added, events "
+            f"{'on' if args.events else 'off'}; medians of {args.rounds} interleaved rounds.",
+            "From the instant the messages are ready until every result is stored; each run on a fresh server.",
+        ],
+    )

@@ -1,0 +1,72 @@
+"""Tasks sent per second: a loop of `delay` against one `delay_many`.
+
+Nobody works meanwhile: only the sending is timed, with results on, as callers that want them send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from .apps import import_app
+from .load import QUEUE
+from .report import Report, median, rounded
+from .services import valkey
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--messages", type=int, default=5000, help="per round (default 5,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="of both in turn; medians count (default 5)")
+
+
+def run(args: argparse.Namespace) -> Report:
+    runs = [_measure(name, args.messages, round_) for round_ in range(args.rounds) for name in SENDERS]
+    rates = {name: median(run["tasks_per_s"] for run in runs if run["sender"] == name) for name in SENDERS}
+    vs_delay = rounded(rates["delay_many"] / rates["stock delay"])
+    return Report(
+        name="publish",
+        figures={
+            "delay": rates["delay"],
+            "stock_delay": rates["stock delay"],
+            "delay_many": rates["delay_many"],
+            "vs_delay": vs_delay,
+        },
+        runs=runs,
+        columns=("sender", "tasks/s", "x stock's delay"),
+        rows=[(name, rate, rate / rates["stock delay"]) for name, rate in rates.items()],
+        notes=[f"{args.messages:,} tasks with an integer as argument; medians of {args.rounds} interleaved rounds."],
+    )
+
+
+def _delay_each(task: Any, values: range) -> None:
+    for value in values:
+        task.delay(value)
+
+
+def _delay_many(task: Any, values: range) -> None:
+    task.delay_many(values)
+
+
+#: App and way of sending.
+SENDERS: dict[str, tuple[str, Callable[[Any, range], None]]] = {
+    "stock delay": ("stock_app", _delay_each),
+    "delay": ("batchery_app", _delay_each),
+    "delay_many": ("batchery_app", _delay_many),
+}
+
+
+def _measure(name: str, count: int, round_: int) -> dict[str, Any]:
+    app, send = SENDERS[name]
+    with valkey() as url, import_app(app, url) as module, redis.Redis.from_url(url) as client:
+        send(module.small, range(100))
+        client.delete(QUEUE)
+        start = time.perf_counter()
+        send(module.small, range(count))
+        seconds = time.perf_counter() - start
+        if (waiting := client.llen(QUEUE)) != count:
+            raise RuntimeError(f"{name} sent {waiting} of {count} tasks")
+    return {"round": round_, "sender": name, "messages": count, "tasks_per_s": rounded(count / seconds)}

@@ -1,0 +1,59 @@
+"""What more workers bring: 1, 2, 4 and 8 on one server, each with a device of its own.
+
+The devices are simulated, 200 ms for a batch of 32, so that they do not share this machine's cores: what is measured is
+whether workers get in each other's way at the queue. Each worker finds the same number of messages to answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from typing import Any
+
+from .apps.payloads import PAYLOADS
+from .contenders import BATCHERY
+from .load import load
+from .report import Report, median, rounded
+from .services import valkey
+
+BATCH_SIZE, BATCH_MS = 32, 200
+WORKERS = (1, 2, 4, 8)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batches", type=int, default=25, help="full batches for each worker (default 25)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all in turn; medians count (default 3)")
+
+
+def run(args: argparse.Namespace) -> Report:
+    runs = [_measure(workers, args.batches, round_) for round_ in range(args.rounds) for workers in WORKERS]
+    rates = {n: median(run["tasks_per_s"] for run in runs if run["workers"] == n) for n in WORKERS}
+    device = 1000 * BATCH_SIZE / BATCH_MS
+    return Report(
+        name="scaling",
+        figures={f"tasks_per_s_{n}": rate for n, rate in rates.items()} | {"speedup_8": rounded(rates[8] / rates[1])},
+        runs=runs,
+        columns=("workers", "tasks/s", "speed-up", "of the devices' rate"),
+        rows=[(str(n), rate, rate / rates[1], rate / (n * device)) for n, rate in rates.items()],
+        notes=[
+            f"{BATCH_MS} ms for a batch of {BATCH_SIZE}: a device can do {device:.0f} tasks/s. "
+            f"{args.batches * BATCH_SIZE} messages for each worker; medians of {args.rounds} interleaved rounds."
+        ],
+    )
+
+
+def _measure(workers: int, batches: int, round_: int) -> dict[str, Any]:
+    count = workers * batches * BATCH_SIZE
+    env = {"MAX_BATCH_SIZE": str(BATCH_SIZE), "BATCH_MS": str(BATCH_MS)}
+    with valkey() as url, load(url, "small", PAYLOADS["small"]) as messages, ExitStack() as stack:
+        alive = [stack.enter_context(BATCHERY.start(url, env=env)) for _ in range(workers)]
+
+        def all_alive() -> None:
+            for check in alive:
+                check()
+
+        messages.release(messages.prepare(workers * 2 * BATCH_SIZE), all_alive)
+        ids = messages.prepare(count)
+        seconds = messages.release(ids, all_alive)
+        messages.check(ids)
+    return {"round": round_, "workers": workers, "messages": count, "tasks_per_s": rounded(count / seconds)}

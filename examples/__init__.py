@@ -1,0 +1,1 @@
+"""Models that run: `celery -A examples.embedding worker`."""

@@ -1,0 +1,60 @@
+"""A real server for every test that asks for one, and workers that never outlive their test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import redis
+
+from benchmarks.services import ServiceError, Worker, celery_worker, valkey
+
+StartWorker = Callable[..., Worker]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "leaves_leases: the test means to leave claimed messages behind")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a server of this run: an embedded Valkey, or an empty database of `REDIS_URL`."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(valkey())
+        except (ServiceError, redis.ConnectionError) as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"no Redis or Valkey: {error}")
+            pytest.skip(f"no Redis or Valkey: {error}")
+        yield url
+
+
+@pytest.fixture
+def redis_url(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database; a test that leaves a claimed message in it fails (unless marked `leaves_leases`)."""
+    with redis.Redis.from_url(server) as client:
+        client.flushdb()
+        yield server
+        leases = client.hlen("batchery:unacked")
+        client.flushdb()
+    if leases and not request.node.get_closest_marker("leaves_leases"):
+        pytest.fail(f"the test left {leases} messages claimed and not settled")
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def start_worker(redis_url: str) -> Iterator[StartWorker]:
+    """`start_worker("tests.apps.echo", args=["-P", "solo"])`: a worker that is gone when the test is."""
+    with ExitStack() as stack:
+
+        def start(app_path: str, **options: object) -> Worker:
+            return stack.enter_context(celery_worker(app_path, redis_url, **options))  # type: ignore[arg-type]
+
+        yield start
