@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals, states
-from celery.backends.base import BaseKeyValueStoreBackend
+from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 from celery.utils.saferepr import saferepr
@@ -47,7 +47,8 @@ def delay_many(task: "BatchTask", calls: Sequence[tuple[Any, ...]], **options: A
         task.__header__(*args)
     app = task.app
     if not calls or app.conf.task_always_eager or "task_id" in options:
-        return BulkResult(app, [task.apply_async(args, **options).id for args in calls])
+        results = [task.apply_async(args, **options) for args in calls]
+        return BulkResult(app, [result.id for result in results], results)
     with app.producer_or_acquire() as producer:
         template = _Template(task, calls[0], producer, options)
         if template.is_ordinary(app):
@@ -157,11 +158,12 @@ class BulkResult(Sequence[AsyncResult]):
     Nothing is subscribed to until a single result is waited for: `get` asks for many results in one command.
     """
 
-    def __init__(self, app: Celery, ids: list[str]) -> None:
-        """Stand for the results of `ids`."""
+    def __init__(self, app: Celery, ids: list[str], known: Sequence[AsyncResult] | None = None) -> None:
+        """Stand for the results of `ids`; `known` are these results themselves, where the calls were eager."""
         self.app = app
         #: Task ids, in the order of the calls.
         self.ids = ids
+        self._known = known
 
     def __len__(self) -> int:
         """Return the number of calls."""
@@ -170,8 +172,8 @@ class BulkResult(Sequence[AsyncResult]):
     def __getitem__(self, index: Any) -> Any:
         """Return one call's `AsyncResult`, or a slice of them."""
         if isinstance(index, slice):
-            return BulkResult(self.app, self.ids[index])
-        return self.app.AsyncResult(self.ids[index])
+            return BulkResult(self.app, self.ids[index], None if self._known is None else self._known[index])
+        return self.app.AsyncResult(self.ids[index]) if self._known is None else self._known[index]
 
     def as_group(self) -> GroupResult:
         """Return Celery's `GroupResult` over the same calls."""
@@ -197,7 +199,7 @@ class BulkResult(Sequence[AsyncResult]):
         """Yield each call's `AsyncResult` as soon as it, and all before it, are ready; as `get` otherwise."""
         deadline = None if timeout is None else time.monotonic() + timeout
         backend = self.app.backend
-        if not isinstance(backend, BaseKeyValueStoreBackend):
+        if self._known is not None or not isinstance(backend, RedisBackend):
             for result in self:
                 result.get(timeout=None if deadline is None else deadline - time.monotonic(), propagate=False)
                 yield result
@@ -216,7 +218,7 @@ class BulkResult(Sequence[AsyncResult]):
                     raise CeleryTimeoutError(f"{len(self.ids) - place} of {len(self.ids)} results are not there yet.")
                 pause.wait(interval)
 
-    def _collect(self, backend: BaseKeyValueStoreBackend, place: int) -> dict[str, Any]:
+    def _collect(self, backend: RedisBackend, place: int) -> dict[str, Any]:
         """Return the results that are ready among the next ones, by task id."""
         ids = self.ids[place : place + _COLLECT_CHUNK]
         values = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
