@@ -138,6 +138,7 @@ def _report(batchery: Trial, stock: Trial, stats: dict[str, Any], stock_note: st
             f"The same vectors: no number differs by more than {figures['max_difference']:.1g}.",
             "Texts per second: from the first text sent to the last result. Latency: from a text's own sending to the "
             "arrival of its result at the sender; all are sent at once, so most of it is waiting in line.",
+            f"Padding counts the {2 * WARM_UP_TEXTS} texts of the warm-up too; everything else leaves them out.",
             stock_note + ", its best pool on this kind of machine",
         ],
     )

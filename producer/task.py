@@ -133,7 +133,8 @@ class BatchTask(Task):
         return run(*args, **kwargs)
 
     def _run_alone(self, *args: Any, **kwargs: Any) -> Any:
-        (answer,) = self._run_prepared([self.prepare(args, kwargs)])
+        device = self.ensure_loaded()
+        (answer,) = self._run_prepared([self.prepare(args, kwargs)], device)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -144,7 +145,8 @@ class BatchTask(Task):
         Each item is one call's argument, or a tuple of its arguments where the task takes several. Returns one result
         an item, in order; what a per-item hook raised, or the model put in a slot, stands there as an exception.
         """
-        return self._run_prepared(self.prepare_many([(self._signature.as_args(item), {}) for item in items]))
+        device = self.ensure_loaded()
+        return self._run_prepared(self.prepare_many([(self._signature.as_args(item), {}) for item in items]), device)
 
     def delay_many(self, items: Iterable[Any], **options: Any) -> BulkResult:
         """Publish many calls in bulk; `options` are `apply_async`'s, the same for every call.
@@ -171,6 +173,11 @@ class BatchTask(Task):
         """Whether preparing an item runs the user's code (a builtin such as `len` does not count)."""
         own = type(self).preprocess is not BatchTask.preprocess or self.preprocess_many is not None
         return own or (self.length is not None and not inspect.isbuiltin(self.length))
+
+    @property
+    def prepares_one_by_one(self) -> bool:
+        """Whether each item is prepared by the user's `preprocess`, by itself."""
+        return self.preprocess_many is None and type(self).preprocess is not BatchTask.preprocess
 
     @property
     def measures_items(self) -> bool:
@@ -234,8 +241,7 @@ class BatchTask(Task):
             return [_count_error(answers, items) for _ in items]
         return list(answers)
 
-    def _run_prepared(self, items: list[Any]) -> list[Any]:
-        device = self.ensure_loaded()
+    def _run_prepared(self, items: list[Any], device: str) -> list[Any]:
         outputs = _map_sound(lambda sound: forward(self, sound, device), items)
         return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
 

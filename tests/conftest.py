@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -15,6 +16,8 @@ StartWorker = Callable[..., Worker]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A cancelled run ends as Ctrl-C would end it: servers and workers are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "leaves_leases: the test means to leave claimed messages behind")
 
 
@@ -37,7 +40,7 @@ def redis_url(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
     with redis.Redis.from_url(server) as client:
         client.flushdb()
         yield server
-        leases = client.hlen("batchery:unacked")
+        leases = sum(client.hlen(key) for key in client.scan_iter("*batchery:unacked:*", count=1000))
         client.flushdb()
     if leases and not request.node.get_closest_marker("leaves_leases"):
         pytest.fail(f"the test left {leases} messages claimed and not settled")

@@ -15,7 +15,6 @@ from benchmarks.load import QUEUE, load
 from benchmarks.proxy import delayed
 from benchmarks.services import ROOT
 from benchmarks.texts import texts
-from benchmarks.trial import Trial, arrivals
 
 
 def test_texts_are_the_same_on_every_run() -> None:
@@ -81,19 +80,3 @@ def test_a_failed_task_is_no_throughput(redis_url: str, redis_client: redis.Redi
         messages.check(["a"])
         with pytest.raises(RuntimeError, match="task b"):
             messages.check(["a", "b"])
-
-
-def test_arrivals_are_noted_when_results_are_published(redis_url: str, redis_client: redis.Redis) -> None:
-    with arrivals(redis_url) as arrived:
-        before = time.perf_counter()
-        redis_client.publish("celery-task-meta-a", "{}")
-        deadline = before + 10
-        while "a" not in arrived.times and time.perf_counter() < deadline:
-            pass
-        assert before < arrived.times["a"] < deadline
-
-
-def test_a_trial_counts_from_the_first_text_sent_to_the_last_result() -> None:
-    trial = Trial(sent=[0.0, 1.0], answered=[4.0, 2.0], vectors=None)  # type: ignore[arg-type]
-    assert trial.tasks_per_s == 0.5
-    assert [trial.latency_ms(percent) for percent in (50, 100)] == [1000, 4000]

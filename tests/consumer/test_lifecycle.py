@@ -84,11 +84,12 @@ def test_a_countdown_is_waited_for_and_holds_up_nobody(app: Celery, client: redi
 
 
 def test_a_job_can_be_revoked_while_its_eta_is_ahead(app: Celery, client: redis.Redis) -> None:
-    doomed = app.tasks["echo"].apply_async(("doomed",), countdown=3600)
-    wait_until(lambda: app.control.inspect(limit=1).query_task(doomed.id), "it is known", WAIT)
+    doomed = app.tasks["echo"].apply_async(("doomed",), countdown=3)
     app.control.revoke(doomed.id, reply=True, limit=1)
     with pytest.raises(TaskRevokedError):
         doomed.get(timeout=WAIT)
+    # As in Celery, its message is kept until then.
+    wait_until(lambda: not unsettled(client) and not client.exists("celery"), "it is settled", WAIT)
     assert ran(client) == []
 
 
@@ -165,11 +166,19 @@ def test_a_job_that_is_revoked_in_the_queue_does_not_run(app: Celery, client: re
     assert ran(client) == ["other"]
 
 
+def test_jobs_can_be_revoked_by_a_stamp_in_the_queue(app: Celery, client: redis.Redis) -> None:
+    with held_back(app, client):
+        doomed = app.tasks["echo"].apply_async(("doomed",), stamped_headers=["tenant"], tenant="b")
+        app.control.revoke_by_stamped_headers({"tenant": "b"}, reply=True, limit=1)
+    with pytest.raises(TaskRevokedError, match="revoked"):
+        doomed.get(timeout=WAIT)
+    assert ran(client) == []
+
+
 def test_jobs_can_be_revoked_by_a_stamp_while_they_wait(app: Celery, client: redis.Redis, gate: Gate) -> None:
     running = app.tasks["gated"].delay(gate.path, 0)
     gate.wait_for_model()
-    stamped = {"stamped_headers": ["tenant"], "stamps": {"tenant": ["a"]}}
-    doomed = app.tasks["echo"].apply_async(("doomed",), **stamped, tenant="a")
+    doomed = app.tasks["echo"].apply_async(("doomed",), stamped_headers=["tenant"], tenant="a")
     other = app.tasks["echo"].delay("other")
     wait_until_claimed(client, 3)
     app.control.revoke_by_stamped_headers({"tenant": "a"}, reply=True, limit=1)

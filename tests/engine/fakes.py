@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -79,6 +80,9 @@ class FakeFront:
         assert self.may_claim.wait(DEADLINE_S)
         return jobs
 
+    def current(self, job: Job) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
     def interrupt(self) -> None:
         with self.changed:
             self.interrupted = True
@@ -155,6 +159,7 @@ class FakeModel:
         self.options = TaskOptions(**options)
         self.batcher = batcher or ListBatcher()
         self.runs_user_code_per_item = preprocess is not None
+        self.prepares_one_by_one = False
         self.measures_items = length is not None or batcher is not None
         self.loads = 0
         self.predict = predict or _double

@@ -5,12 +5,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import signals
 from celery.app.trace import task_has_custom
+from celery.utils.functional import maybe_list
 from celery.worker import state
 
 from ...batchers import Batch, BatchFailed, Job, Outcome
@@ -20,7 +22,7 @@ from .events import Events
 from .message import Ordinary, decode
 from .messages import LeaseChannel, to_kombu, to_request
 from .replay import make_replay, trace
-from .request import LightRequest
+from .request import CurrentRequest, LightRequest
 from .store import ResultStore
 
 if TYPE_CHECKING:
@@ -116,7 +118,11 @@ class BrokerFront:
             else:
                 jobs.append(self._job(claim, call, now))
         if jobs:
-            self._hub.call(self._received, [job.reply for job in jobs])
+            requests = [job.reply for job in jobs]
+            if signals.task_received.receivers:  # before any other signal of theirs
+                for request in requests:
+                    signals.task_received.send(sender=self._consumer, request=request)
+            self._hub.call(self._received, requests)
         if others:
             self._with_celery.update(claim.tag for claim in others)
             self._hub.call(self._deliver, others, soon=True)
@@ -215,19 +221,27 @@ class BrokerFront:
 
     def _received(self, requests: Sequence[LightRequest]) -> None:
         on_hub.reserved(requests)
-        if signals.task_received.receivers:
-            for request in requests:
-                signals.task_received.send(sender=self._consumer, request=request)
         self._events.received(requests)
 
     # -- Running -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def current(self, job: Job) -> Iterator[None]:
+        """See `Front.current`: `self.request` and `self.retry` work in `preprocess`."""
+        stack = self._tasks[job.task].request_stack
+        stack.push(CurrentRequest(job.reply))
+        try:
+            yield
+        finally:
+            stack.pop()
 
     def still_wanted(self, jobs: list[Job]) -> list[Job]:
         """See `Front.still_wanted`."""
         now, revoked = time.monotonic(), state.revoked
         wanted = []
         for job in jobs:
-            if (revoked and job.id in revoked) or (job.deadline is not None and job.deadline <= now):
+            expired = job.deadline is not None and job.deadline <= now
+            if expired or (revoked and job.id in revoked) or _revoked_by_stamp(job.reply):
                 self._hub.call(self._withdraw, job)
             elif self._leases.holds(job.reply.claim):
                 wanted.append(job)
@@ -270,8 +284,8 @@ class BrokerFront:
             self._settle_ordinary(ordinary, acks)
         for _ in range(len(self._returns)):
             self._requeue(self._returns.popleft())
-        if len(ordinary) < len(outcomes):
-            done = set(map(id, ordinary))
+        done = {id(outcome) for outcome in ordinary if outcome.error is None}
+        if len(done) < len(outcomes):
             for outcome in outcomes:
                 if id(outcome) not in done:
                     self._tell_celery(outcome)
@@ -295,7 +309,8 @@ class BrokerFront:
             # Refreshed no more: they run again, here or elsewhere, when their leases are over.
             self._leases.forget([*(outcome.job.reply.claim for outcome in outcomes), *(ack.claim for ack in acks)])
             answered = [False] * len(outcomes)
-        self._hub.call(self._succeeded, list(zip(outcomes, answered, strict=True)))
+        stored = [(outcome, ours) for outcome, ours in zip(outcomes, answered, strict=True) if outcome.error is None]
+        self._hub.call(self._succeeded, stored)
 
     def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         self._events.succeeded([outcome for outcome, answered in pairs if answered])
@@ -384,6 +399,15 @@ def _priority(request: Any) -> int:
         return max(0, min(int(request.delivery_info["priority"]), 9))
     except (TypeError, ValueError, KeyError):
         return 0
+
+
+def _revoked_by_stamp(request: Any) -> bool:
+    """Whether one of a request's stamps was revoked, as Celery's `Request.revoked` finds it."""
+    if not state.revoked_stamps or isinstance(request, LightRequest):  # what is stamped is never light
+        return False
+    stamps = request.message.headers.get("stamps") or {}
+    revoked = ((name, values) for name, values in state.revoked_stamps.items() if name in stamps)
+    return any(set(maybe_list(stamps[name])) & set(maybe_list(values)) for name, values in revoked)
 
 
 def _full(request: Any) -> Any:

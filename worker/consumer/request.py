@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from celery.app.task import Context
 
 from ..broker import Claim
 from .message import Headers
@@ -45,3 +46,21 @@ class LightRequest(msgspec.Struct, eq=False, weakref=True):
     def __repr__(self) -> str:
         """Return Celery's short form."""
         return f"<LightRequest: {self.name}[{self.id}]>"
+
+
+class CurrentRequest:
+    """`task.request` while a job's `preprocess` runs: Celery's own context, made when somebody looks at it."""
+
+    def __init__(self, request: Any) -> None:
+        """Stand for the context of `request`."""
+        self._request = request
+        self._context: Context | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the context."""
+        if self._context is None:
+            full = self._request.full if isinstance(self._request, LightRequest) else self._request
+            args, kwargs, embed = full._payload
+            self._context = Context(full.request_dict, args=args, kwargs=kwargs, called_directly=False)
+            self._context.update(embed or {}, is_eager=False)
+        return getattr(self._context, name)

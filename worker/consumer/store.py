@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import redis
 from celery import Celery, states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
@@ -33,14 +34,13 @@ class ResultStore:
     def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[bool]:
         """Store and acknowledge `successes`, acknowledge `acks`; return which successes were still ours to answer.
 
-        Can be repeated after an error: what was settled is passed over. Every value must be encodable (`encode`).
+        Can be repeated after an error: what was settled is passed over. `encode` comes first. A value that the backend
+        cannot take turns into that job's failure, and is not acknowledged.
         """
         if self._shares_server:
             settlements = [self._encoded(outcome) for outcome in successes]
         else:
-            settlements = [
-                self._stored(outcome) for outcome in successes if self._leases.still_held(outcome.job.reply.claim)
-            ]
+            settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
         done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
         answered = {item.claim.tag for item, ours in zip(settlements, done, strict=False) if ours}
         return [outcome.job.reply.claim.tag in answered for outcome in successes]
@@ -64,12 +64,20 @@ class ResultStore:
             return Settlement(request.claim)
         return Settlement(request.claim, self._key_prefix + request.id, request.result)
 
-    def _stored(self, outcome: Outcome) -> Settlement:
+    def _stored(self, outcome: Outcome) -> bool:
         request: LightRequest = outcome.job.reply
+        if outcome.error is not None or not self._leases.still_held(request.claim):
+            return False
         if not _ignored(request):
             context = Context(request.full.request_dict)
-            self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
-        return Settlement(request.claim)
+            try:
+                self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
+            except redis.RedisError:
+                raise
+            except Exception as exc:
+                outcome.error = exc
+                return False
+        return True
 
 
 def _ignored(request: LightRequest) -> bool:

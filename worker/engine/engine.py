@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ...batchers import Batch, BatchFailed, GreedyPlanner, Job, Outcome, Planner
@@ -204,7 +205,7 @@ class Engine:
         if draining:
             self._return(jobs)
             return
-        errors = _make_items(model, jobs)
+        errors = _make_items(model, jobs, self._front.current)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         if failed:
@@ -305,16 +306,27 @@ class Engine:
             self._leave(len(outcomes))
 
 
-def _make_items(model: Model, jobs: Sequence[Job]) -> list[BaseException | None]:
+def _make_items(
+    model: Model, jobs: Sequence[Job], current: Callable[[Job], AbstractContextManager[object]]
+) -> list[BaseException | None]:
     """Give each job its item; return, for each, the error that kept it from having one."""
     try:
-        items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
+        if model.prepares_one_by_one:
+            items = [_prepare_one(model, job, current) for job in jobs]
+        else:
+            items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
         measure = _measure if model.measures_items else _accept
         return [measure(model, job, item) for job, item in zip(jobs, items, strict=True)]
     except BaseException as exc:  # SystemExit, too, is an answer to somebody
         if len(jobs) == 1:
             return [exc]
-    return [error for job in jobs for error in _make_items(model, [job])]
+    return [error for job in jobs for error in _make_items(model, [job], current)]
+
+
+def _prepare_one(model: Model, job: Job, current: Callable[[Job], AbstractContextManager[object]]) -> Any:
+    with current(job):
+        (item,) = model.prepare_many([(job.args, job.kwargs)])
+    return item
 
 
 def _measure(model: Model, job: Job, item: Any) -> BaseException | None:

@@ -1,6 +1,7 @@
 """A front: where the engine's jobs come from and where their outcomes go."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ...batchers import Batch, Job, Outcome
@@ -19,6 +20,10 @@ class Front(Protocol):
 
     def interrupt(self) -> None:
         """Make a `claim` that waits, and every later one, return at once. Any thread."""
+        ...
+
+    def current(self, job: Job) -> AbstractContextManager[object]:
+        """Return a context in which the job's hooks run, such as its task's current request. Preprocess threads."""
         ...
 
     def still_wanted(self, jobs: list[Job]) -> list[Job]:

@@ -1,6 +1,7 @@
 """Host: the engine inside this process, with no broker."""
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -201,6 +202,9 @@ class _LocalFront:
         with self._lock:
             self._interrupted = True
             self._filled.notify_all()
+
+    def current(self, job: Job) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002 - as Front's
+        return contextlib.nullcontext()
 
     def still_wanted(self, jobs: list[Job]) -> list[Job]:
         wanted = [job for job in jobs if _begin(job.reply)]

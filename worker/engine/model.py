@@ -31,6 +31,11 @@ class Model(Protocol):
         ...
 
     @property
+    def prepares_one_by_one(self) -> bool:
+        """Whether each item is prepared by the user's code, by itself."""
+        ...
+
+    @property
     def measures_items(self) -> bool:
         """Whether items have a length or a shape class."""
         ...
