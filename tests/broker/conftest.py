@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ from batchery.worker.broker import Claim, Leases, Queue, Settlement, connect
 from benchmarks.services import valkey
 
 MakeLeases = Callable[..., Leases]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leases are what these tests are about: they may leave some."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("leaves_leases")
+
 
 #: More than any of these tests sends.
 ALL, ANY_SIZE = 1000, 10**9

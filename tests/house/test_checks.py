@@ -59,7 +59,7 @@ def test_the_tree_passes(make: Make, check: str) -> None:
     ("text", "message"),
     [
         ("import json\n", "F401"),
-        ("from __future__ import annotations\n\n\n\nx = 1\n", "would be reformatted"),
+        ("x = [1,2]\n", "would be reformatted"),
         ('def hello() -> None:\n    """Greet."""\n    print("hello")\n', "T201"),
         ("def hello() -> None:\n    pass\n", "D103"),
         ("from time import sleep\n\nsleep(1)\n", "Wait for an event until a deadline"),
