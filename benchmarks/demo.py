@@ -65,14 +65,12 @@ def run(count: int, out: Path) -> Report:
 
 
 def stock_options() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The pool that answers most texts per second; measured for each, with torch's threads as they come and one each.
+    """One forward pass at a time, with torch's threads as they come, as for Batchery.
 
-    On CPU a process with one torch thread for each core: 61/s on 2 cores, where threads came to 55 and solo with
-    torch's own threads to 30. On a GPU the processes would each load the model: threads share one.
+    With a process for each core, and one torch thread in each, stock Celery does better on a CPU (two passes at a time:
+    53 to 61 texts/s on 2 cores); on a GPU each process would load a model of its own.
     """
-    if Path("/proc/driver/nvidia").exists():
-        return ("-P", "threads", "-c", "4"), {}
-    return ("-P", "prefork", "-c", str(os.cpu_count())), {"OMP_NUM_THREADS": "1"}
+    return ("-P", "solo"), {}
 
 
 def _trial(
@@ -139,7 +137,7 @@ def _report(batchery: Trial, stock: Trial, stats: dict[str, Any], stock_note: st
             "Texts per second: from the first text sent to the last result. Latency: from a text's own sending to the "
             "arrival of its result at the sender; all are sent at once, so most of it is waiting in line.",
             f"Padding counts the {2 * WARM_UP_TEXTS} texts of the warm-up too; everything else leaves them out.",
-            stock_note + ", its best pool on this kind of machine",
+            stock_note + ": one forward pass at a time; torch's threads as they come, for both",
         ],
     )
 

@@ -50,13 +50,14 @@ def _draw_rates(axes: Axes, trials: dict[str, Trial]) -> None:
 
 
 def _draw_answers(axes: Axes, trials: dict[str, Trial]) -> None:
+    slowest = max(max(trial.answered) for trial in trials.values())
     for (name, trial), colour in zip(trials.items(), COLOURS.values(), strict=True):
         times = [0.0, *sorted(trial.answered)]
         axes.step(times, range(len(times)), where="post", color=colour, linewidth=2)
         axes.annotate(
             name.replace("\n", " "),
             (times[-1], len(times) - 1),
-            xytext=(0, 5),
+            xytext=(0, 5) if times[-1] == slowest else (-6, -4),  # apart, where both end close together
             textcoords="offset points",
             ha="right",
             color=colour,
