@@ -21,8 +21,6 @@ from typing import Any, TypeVar
 
 import redis
 from celery import Celery
-from kombu import pools
-from kombu.exceptions import OperationalError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -235,12 +233,9 @@ class Worker:
         def answers() -> Any:
             if not self.alive():
                 raise ServiceError(f"the worker left with {self._process.returncode}:\n{_tail(self.log_file)}")
-            try:
-                return app.control.ping(destination=[self.name], timeout=0.3, limit=1)
-            except (redis.ConnectionError, OperationalError):
-                # kombu keeps connections for the whole process; one that the server has closed meanwhile is met here.
-                pools.reset()
-                return None
+            # A connection of its own: kombu's pool is the whole process's, and may hold one that was cut meanwhile.
+            with app.connection_for_write() as connection:
+                return app.control.ping(destination=[self.name], timeout=0.3, limit=1, connection=connection)
 
         try:
             wait_until(answers, f"{self.name} answers a ping", timeout)

@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from typing import Any
 
 from ...batchers import Batch, BatchFailed, GreedyPlanner, Job, Outcome, Planner
 from ...batchers.forward import forward
@@ -20,6 +18,7 @@ from ...batchers.isolation import run_isolated
 from ...configs import WorkerOptions
 from .core import Core
 from .front import Front
+from .items import make_items, postprocess
 from .model import Model
 
 logger = logging.getLogger(__name__)
@@ -205,7 +204,7 @@ class Engine:
         if draining:
             self._return(jobs)
             return
-        errors = _make_items(model, jobs, self._front.current)
+        errors = make_items(model, jobs, self._front.current)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         if failed:
@@ -295,7 +294,7 @@ class Engine:
         while (outcomes := self._unsettled.get()) is not None:
             for outcome in outcomes:
                 if outcome.error is None:
-                    _postprocess(self._models[outcome.job.task], outcome)
+                    postprocess(self._models[outcome.job.task], outcome)
             failed = sum(outcome.error is not None for outcome in outcomes)
             try:
                 self._front.settle(outcomes)
@@ -304,56 +303,3 @@ class Engine:
             with self._lock:
                 self._core.counts.failed += failed
             self._leave(len(outcomes))
-
-
-def _make_items(
-    model: Model, jobs: Sequence[Job], current: Callable[[Job], AbstractContextManager[object]]
-) -> list[BaseException | None]:
-    """Give each job its item; return, for each, the error that kept it from having one."""
-    try:
-        if model.prepares_one_by_one:
-            items = [_prepare_one(model, job, current) for job in jobs]
-        else:
-            items = model.prepare_many([(job.args, job.kwargs) for job in jobs])
-        measure = _measure if model.measures_items else _accept
-        return [measure(model, job, item) for job, item in zip(jobs, items, strict=True)]
-    except BaseException as exc:  # SystemExit, too, is an answer to somebody
-        if len(jobs) == 1:
-            return [exc]
-    return [error for job in jobs for error in _make_items(model, [job], current)]
-
-
-def _prepare_one(model: Model, job: Job, current: Callable[[Job], AbstractContextManager[object]]) -> Any:
-    with current(job):
-        (item,) = model.prepare_many([(job.args, job.kwargs)])
-    return item
-
-
-def _measure(model: Model, job: Job, item: Any) -> BaseException | None:
-    if isinstance(item, BaseException):
-        return item
-    shape_class = getattr(model.batcher, "shape_class", None)
-    try:
-        job.item = item
-        job.length = model.item_length(item)
-        job.shape_class = shape_class(item) if shape_class is not None else None
-        hash(job.shape_class)  # what cannot be hashed, such as an array, cannot be compared by the planner
-    except Exception as exc:
-        return exc
-    return None
-
-
-def _accept(_model: Model, job: Job, item: Any) -> BaseException | None:
-    if isinstance(item, BaseException):
-        return item
-    job.item = item
-    return None
-
-
-def _postprocess(model: Model, outcome: Outcome) -> None:
-    try:
-        outcome.value = model.postprocess(outcome.value)
-    except BaseException as exc:  # SystemExit, too, is an answer to somebody
-        outcome.error = exc
-    if isinstance(outcome.value, BaseException):
-        outcome.error = outcome.value
