@@ -279,7 +279,7 @@ class BrokerFront:
         candidates = [outcome for outcome in outcomes if self._is_ordinary(outcome)]
         self._store.encode(candidates)
         ordinary = [outcome for outcome in candidates if outcome.error is None]
-        acks = [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
+        acks = self._take_acks()
         if ordinary or acks:
             self._settle_ordinary(ordinary, acks)
         for _ in range(len(self._returns)):
@@ -290,6 +290,9 @@ class BrokerFront:
                 if id(outcome) not in done:
                     self._tell_celery(outcome)
         self._freed.set()
+
+    def _take_acks(self) -> list[Settlement]:
+        return [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
 
     def _is_ordinary(self, outcome: Outcome) -> bool:
         """Whether nothing has to be done but to store and announce a success."""
@@ -362,7 +365,7 @@ class BrokerFront:
     def close(self) -> None:
         """Acknowledge what is left to acknowledge, give back the rest, and leave. The engine has stopped."""
         self._hub.run()
-        acks = [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
+        acks = self._take_acks()
         try:
             self._store.settle([], acks)
             self._leases.leave()

@@ -111,25 +111,6 @@ def decode(message: bytes) -> Ordinary | None:
     return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at)
 
 
-def task_name(message: bytes) -> str | None:
-    """Return the name of the task that a message calls, ordinary or not; None if it is not protocol 2."""
-    try:
-        return _name.decode(message).headers.task
-    except msgspec.MsgspecError:
-        return None
-
-
-class _NameHeaders(msgspec.Struct):
-    task: str
-
-
-class _NameOnly(msgspec.Struct):
-    headers: _NameHeaders
-
-
-_name = msgspec.json.Decoder(_NameOnly)
-
-
 def _timestamp(expires: str | None) -> float | None:
     if expires is None:
         return None
