@@ -32,6 +32,8 @@ class Doorbell:
         """Listen to `client`'s server; connects at the first wait."""
         self._pool = client.connection_pool
         self._asking: Any = None
+        #: Answers of `_asking` that nobody has read yet.
+        self._unread = 0
         self._listening: Any = None
         self._token: Any = None
         self._token_asked = False
@@ -56,19 +58,21 @@ class Doorbell:
             raise
 
     def pass_on(self, *, more: bool) -> None:
-        """After a claim: let another idle worker watch, or claim too if there is `more`."""
+        """After a claim: let another idle worker watch, or claim too if there is `more`.
+
+        Sends only, so that the jobs just claimed need not wait; what the server answers is read by the next wait.
+        """
         if not self._was_idle or self._asking is None:
             return
         self._was_idle = False
         watched, self._watches_until = time.monotonic() < self._watches_until, 0.0
         if not (watched or more):
             return
+        commands: list[tuple[Any, ...]] = [("DEL", self._bell + ":watcher")] if watched else []
+        commands += [("LPUSH", self._bell, 1), ("LTRIM", self._bell, 0, 0), ("EXPIRE", self._bell, 10)]
         try:
-            if watched:
-                self._ask("DEL", self._bell + ":watcher")
-            self._ask("LPUSH", self._bell, 1)
-            self._ask("LTRIM", self._bell, 0, 0)
-            self._ask("EXPIRE", self._bell, 10)
+            self._asking.send_packed_command(self._asking.pack_commands(commands))
+            self._unread += len(commands)
         except BaseException:
             self.close()
             raise
@@ -80,6 +84,7 @@ class Doorbell:
                 connection.disconnect()
         self._asking = self._listening = self._token = None
         self._token_asked = False
+        self._unread = 0
 
     def _watch(self, timeout: float) -> bool:
         """Become, or stay, the worker that watches; return whether we are."""
@@ -116,6 +121,9 @@ class Doorbell:
         return None
 
     def _ask(self, *command: Any) -> Any:
+        while self._unread:
+            self._unread -= 1
+            self._asking.read_response()
         self._asking.send_command(*command)
         return self._asking.read_response()
 

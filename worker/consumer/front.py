@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _WAIT_S = 1.0
 #: Seconds until a share that was other workers' is looked at again.
 _WITHHELD_S = 0.05
+#: Seconds that a lone job's batch has to itself before the queues are looked at again.
+_AFTER_YOU_S = 0.001
 #: Seconds between tries while Redis does not answer: doubled each time, up to the second.
 _BACKOFF_S = (0.1, 2.0)
 
@@ -75,6 +77,8 @@ class BrokerFront:
         #: Set whenever something we held has left.
         self._freed = threading.Event()
         self._turn = 0
+        #: Whether the last claim took all there was: the doorbell, which looks again, is asked first then.
+        self._emptied = False
 
     # -- Claiming ----------------------------------------------------------------------------------------------------
 
@@ -86,11 +90,18 @@ class BrokerFront:
         if room <= 0 or most <= 0 or not queues or self.engine.hung:
             self._wait_until_freed()
             return []
-        claims = self._persist(lambda: self._leases.claim(queues, room, most), until_done=True)
-        if claims:
-            self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
-            return self._sort_out(claims)
-        if self._leases.withheld:
+        if not self._emptied:
+            claims = self._persist(lambda: self._leases.claim(queues, room, most), until_done=True)
+            if claims:
+                self._emptied = len(claims) < room
+                self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+                return self._sort_out(claims)
+        emptied, self._emptied = self._emptied, False
+        if emptied:
+            # What we just claimed is on its way to the device: our threads must not compete with it for the GIL.
+            self._freed.clear()
+            self._freed.wait(_AFTER_YOU_S)
+        if self._leases.withheld and not emptied:
             self._wait_until_freed()
         else:
             self._persist(lambda: self._doorbell.wait(queues, _WAIT_S))

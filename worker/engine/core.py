@@ -62,6 +62,11 @@ class Core:
         room = self._most_held - self._held
         return 0 if self.draining or room < self._least_claimed else room
 
+    @property
+    def nothing_waits(self) -> bool:
+        """Whether no job waits for the device."""
+        return not any(self._waiting.values())
+
     def claimed(self, count: int) -> None:
         """Take note of jobs that came in; they are preparing until `prepared` or `unprepared` says otherwise."""
         self._held += count

@@ -6,7 +6,6 @@ code.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,9 @@ from ...batchers.isolation import run_isolated
 from ...configs import WorkerOptions
 from .core import Core
 from .front import Front
-from .items import make_items, postprocess
+from .items import make_items
 from .model import Model
+from .settler import Settler
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ class Engine:
         self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
         self._left = threading.Condition(self._lock)
-        self._unsettled: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
+        self._settler = Settler(models, front, self._settled, clock)
         self._preprocess = ThreadPoolExecutor(options.preprocess_threads, thread_name_prefix="batchery-preprocess")
         self._threads = {
             name: threading.Thread(target=self._guard, args=(target,), name=f"batchery-{name}", daemon=True)
-            for name, target in (("claim", self._claim), ("device", self._run), ("settle", self._settle))
+            for name, target in (("claim", self._claim), ("device", self._run), ("settle", self._settler.run))
         }
         self._stopping = False
         #: Whether the device or the settle thread has died: what they have in hand will never leave.
@@ -104,7 +104,7 @@ class Engine:
             self._stopping = True
             self._work.notify_all()
         if done or self._stuck:
-            self._unsettled.put(None)
+            self._settler.close()
         if done:
             self._join("device")
             self._join("settle")
@@ -174,7 +174,7 @@ class Engine:
 
     def poke(self) -> None:
         """Call `Front.settle` soon, though nothing was run: it may have acknowledgements of its own. Any thread."""
-        self._unsettled.put([])
+        self._settler.put([])
 
     def _claim(self) -> None:
         while True:
@@ -208,7 +208,7 @@ class Engine:
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         if failed:
-            self._unsettled.put(failed)
+            self._settler.put(failed)
         with self._lock:
             self._core.unprepared(len(failed))
             if not self._core.draining:
@@ -235,6 +235,11 @@ class Engine:
             self._front.give_back(jobs)
             self._leave(len(jobs))
 
+    def _settled(self, count: int, failed: int) -> None:
+        with self._lock:
+            self._core.counts.failed += failed
+        self._leave(count)
+
     def _leave(self, count: int) -> None:
         with self._lock:
             self._core.left(count)
@@ -252,7 +257,10 @@ class Engine:
             self._front.started(batch)
             for outcomes in run_isolated(batch, lambda items: forward(model, items, device)):  # noqa: B023 - runs now
                 batch.finished_at = self._clock()
-                self._unsettled.put(outcomes)
+                if self._core.nothing_waits:  # asked without the lock: a stale answer does no harm
+                    self._settler.settle_soonest(outcomes)
+                else:
+                    self._settler.put(outcomes)
             with self._lock:
                 self._core.finished(batch)
             logger.info(
@@ -263,7 +271,7 @@ class Engine:
                 batch.closed_by,
             )
         # After a drain that gave up: what has run since is settled all the same, if the front still can.
-        self._unsettled.put(None)
+        self._settler.close()
 
     def _next_batch(self) -> Batch | None:
         while (batch := self._wait_for_batch()) is not None:
@@ -287,19 +295,3 @@ class Engine:
                 wake_at = self._core.wake_at()
                 self._work.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
         return None
-
-    # -- Postprocess and settle --------------------------------------------------------------------------------------
-
-    def _settle(self) -> None:
-        while (outcomes := self._unsettled.get()) is not None:
-            for outcome in outcomes:
-                if outcome.error is None:
-                    postprocess(self._models[outcome.job.task], outcome)
-            failed = sum(outcome.error is not None for outcome in outcomes)
-            try:
-                self._front.settle(outcomes)
-            except Exception:
-                logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
-            with self._lock:
-                self._core.counts.failed += failed
-            self._leave(len(outcomes))
