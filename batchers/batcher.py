@@ -31,11 +31,12 @@ class Batcher(Protocol):
     A batcher is immutable and keeps nothing between calls: what `unbatch` has to know of a batch is in the context,
     so batches may overlap, in any number of threads.
 
-    Two more methods are optional; the planner uses them where a batcher has them. An error that they raise is the
+    Three more methods are optional; they are used where a batcher has them. An error that the first two raise is the
     item's own:
 
     - `length(item) -> int`: what to sort by and to count against `max_batch_tokens`;
-    - `shape_class(item) -> Hashable`: items of different classes are never put into one batch.
+    - `shape_class(item) -> Hashable`: items of different classes are never put into one batch;
+    - `crop(item, length) -> item`: an item cut to `length`, so that one long example tells what shorter ones cost.
     """
 
     def batch(self, items: Sequence[Any]) -> tuple[Any, Any]:

@@ -48,6 +48,10 @@ class BucketBatcher:
         """Return the size along the axis of the first argument padded."""
         return self.batcher.length(item)
 
+    def crop(self, item: Any, length: int) -> Any:
+        """See `PadBatcher.crop`."""
+        return self.batcher.crop(item, length)
+
     def shape_class(self, item: Any) -> Hashable:
         """Return the bucket's edge (None: the open one), form, dtypes, devices, and all dims that are not padded."""
         return edge(self.buckets, self.length(item)), self.batcher.shape_class(item)

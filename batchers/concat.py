@@ -48,6 +48,11 @@ class ConcatBatcher:
         """Return the number of rows."""
         return _rows(arguments(item)[1])
 
+    def crop(self, item: Any, length: int) -> Any:
+        """Return the item's first `length` rows."""
+        form, arrays = arguments(item)
+        return assemble(form, {name: array[:length] for name, array in arrays.items()})
+
     def shape_class(self, item: Any) -> Hashable:
         """Return form, dtypes, devices, and all dims but the first."""
         form, arrays = arguments(item)

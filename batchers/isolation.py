@@ -72,31 +72,47 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             errors += [part.__cause__, part.__context__]
 
 
-def run_isolated(batch: Batch, forward: Callable[[Sequence[Any]], list[Any]]) -> Iterator[list[Outcome]]:
+def run_isolated(
+    batch: Batch, forward: Callable[[Sequence[Any]], list[Any]], free: Callable[[Sequence[Job]], None] = lambda _: None
+) -> Iterator[list[Outcome]]:
     """Run a batch; yield the outcomes of each part as soon as it is done, each job exactly once.
 
     `forward(items)` returns one output per item. Where it raises, the two halves run instead, down to single jobs,
     whose error is then their own: one bad job among n costs about 2 log2(n) more runs. An exception instance as an
-    output is that job's failure alone.
+    output is that job's failure alone. Where jobs ran out of memory, `free(jobs)` is called before anything else runs,
+    when nothing is kept of the attempt any more; a single job is tried once more then.
+
+    Raises:
+        BaseException: what `forward` raised, if the device is lost by it; jobs without an outcome have not run.
     """
     parts = [batch.jobs] if batch.jobs else []
     while parts:
         jobs = parts.pop()
-        if outcomes := _attempt(batch, jobs, forward):
+        outcomes, out_of_memory = _attempt(batch, jobs, forward)
+        if out_of_memory:
+            free(jobs)
+            if len(jobs) == 1:
+                outcomes, _ = _attempt(batch, jobs, forward)
+        if outcomes:
             yield outcomes
         else:
             middle = len(jobs) // 2
             parts += [jobs[middle:], jobs[:middle]]
 
 
-def _attempt(batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]], list[Any]]) -> list[Outcome]:
-    """Return the jobs' outcomes; none if several jobs failed together: then nothing is kept of the attempt."""
+def _attempt(
+    batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]], list[Any]]
+) -> tuple[list[Outcome], bool]:
+    """Return the jobs' outcomes, none if several jobs failed together, and whether memory ran out."""
     try:
         outputs = forward([job.item for job in jobs])
-        return [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)]
+        return [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)], False
     except BaseException as exc:  # whatever the model raises, SystemExit too, is an answer to somebody
+        if is_sticky(exc):
+            raise
         _free_frames(exc)
-        return [Outcome(jobs[0], error=exc, batch=batch)] if len(jobs) == 1 else []
+        failed = [Outcome(jobs[0], error=exc, batch=batch)] if len(jobs) == 1 else []
+        return failed, is_out_of_memory(exc)
 
 
 def _free_frames(error: BaseException) -> None:

@@ -40,6 +40,9 @@ class Job(msgspec.Struct, eq=False):
     length: int | None = None
     #: Jobs of different shape classes never share a batch.
     shape_class: Any = None
+    #: When it was claimed, and when it had its item.
+    claimed_at: float = 0.0
+    prepared_at: float = 0.0
 
 
 class Outcome(msgspec.Struct, eq=False):
@@ -65,6 +68,10 @@ class Batch(msgspec.Struct, eq=False):
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0
+    #: Counts the batches of one engine; 0: it was not started by one.
+    number: int = 0
+    #: Jobs whose outcomes are settled.
+    settled: int = 0
 
     @property
     def tokens(self) -> int:
@@ -72,6 +79,31 @@ class Batch(msgspec.Struct, eq=False):
         return sum(job.length or 0 for job in self.jobs)
 
     @property
+    def padding_share(self) -> float:
+        """Share of the computed tokens that are padding, from 0 to 1."""
+        return 1 - self.tokens / padded if (padded := self.padded_tokens) else 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from enqueue to the batch's start, without `preprocess_s`, summed over its jobs."""
+        return sum(self.started_at - job.enqueued_at for job in self.jobs) - self.preprocess_s
+
+    @property
+    def preprocess_s(self) -> float:
+        """Seconds from the claim until a job could be chosen, summed over its jobs."""
+        return sum(job.prepared_at - job.claimed_at for job in self.jobs)
+
+    @property
+    def run_s(self) -> float:
+        """Seconds that it ran."""
+        return self.finished_at - self.started_at
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest job; 0 where nothing counts lengths."""
+        return max((job.length or 0 for job in self.jobs), default=0)
+
+    @property
     def padded_tokens(self) -> int:
         """Number of jobs times the longest: what a padded model computes."""
-        return len(self.jobs) * max((job.length or 0 for job in self.jobs), default=0)
+        return len(self.jobs) * self.longest

@@ -121,6 +121,13 @@ class PadBatcher:
         name, (axis, _) = next(iter(self._padded(form, arrays).items()))
         return int(arrays[name].shape[axis])
 
+    def crop(self, item: Any, length: int) -> Any:
+        """Return the item with each padded argument cut to its first `length` cells along `axis`."""
+        form, arrays = arguments(item)
+        for name, (axis, _) in self._padded(form, arrays).items():
+            arrays[name] = arrays[name][(*(slice(None),) * axis, slice(0, length))]
+        return assemble(form, arrays)
+
     def shape_class(self, item: Any) -> Hashable:
         """Return form, dtypes, devices, and all dims that are not padded."""
         form, arrays = arguments(item)

@@ -60,6 +60,8 @@ class WorkerOptions:
 
     #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
     device: str = "auto"
+    #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.
+    warm_up_s: float = 10.0
     #: Threads that run the tasks' `preprocess`.
     preprocess_threads: int = 2
     #: Seconds that a claimed message is ours without a refresh; a dead worker's jobs run again after this.
@@ -78,5 +80,6 @@ class WorkerOptions:
         _require(_is_number(self.lease_s, 1), "lease_s", self.lease_s, "a finite number of seconds from 1 up")
         for name in ("claim_max_bytes", "held_max_bytes"):
             _require(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of bytes from 1 up")
+        _require(_is_number(self.warm_up_s, 0), "warm_up_s", self.warm_up_s, "a finite number of seconds from 0 up")
         timeout = self.drain_timeout_s
         _require(_is_number(timeout, 0), "drain_timeout_s", timeout, "a finite number of seconds from 0 up")

@@ -43,6 +43,10 @@ class BatchTask(Task):
     batcher: Batcher = ListBatcher()
     #: `length(item)` counts an item's tokens; None: the batcher's own `length`, if it has one.
     length: Any = None
+    #: What typical calls pass: each one call's argument, or a tuple of its arguments where the task takes several.
+    #: Before it takes work a worker runs batches of these: that allocates memory, and measures what batches cost. Where
+    #: the batcher can crop, one long example does. Without any, it learns from the batches that callers wait for.
+    examples: Sequence[Any] = ()
     #: The torch device name that the model was loaded on; None before that.
     device: str | None = None
 
@@ -208,6 +212,15 @@ class BatchTask(Task):
         if self.preprocess_many is None:
             return items
         return _map_sound(self._preprocess_columns, items)
+
+    @property
+    def counts_as_batcher(self) -> bool:
+        """Whether an item's length is what the batcher says it is."""
+        return self.length is None
+
+    def prepare_examples(self) -> list[Any]:
+        """Return the items of `examples`, an exception instance for each that failed."""
+        return self.prepare_many([(self._signature.as_args(example), {}) for example in self.examples])
 
     def item_length(self, item: Any) -> int | None:
         """Count an item's tokens; None where neither the task nor its batcher does."""

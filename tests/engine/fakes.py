@@ -161,6 +161,8 @@ class FakeModel:
         self.runs_user_code_per_item = preprocess is not None
         self.prepares_one_by_one = False
         self.measures_items = length is not None or batcher is not None
+        self.counts_as_batcher = length is None
+        self.examples: list[Any] = []
         self.loads = 0
         self.predict = predict or _double
         self.postprocess = postprocess
@@ -176,8 +178,12 @@ class FakeModel:
             return [args[0] for args, _ in calls]
         return [self._preprocess(args[0]) for args, _ in calls]
 
+    def prepare_examples(self) -> list[Any]:
+        return self.prepare_many([((example,), {}) for example in self.examples])
+
     def item_length(self, item: Any) -> int | None:
-        return None if self._length is None else int(self._length(item))
+        count = self._length or getattr(self.batcher, "length", None)
+        return None if count is None else int(count(item))
 
 
 def _double(items: list[Any]) -> list[Any]:

@@ -1,12 +1,14 @@
 """The engine's decisions, without threads: whatever happens in whatever order, no job is lost and none is doubled."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from batchery.batchers import Batch, GreedyPlanner, Job
+from batchery.batchers import Batch, CostModel, GreedyPlanner, Job, TokenCeiling
 from batchery.configs import TaskOptions
-from batchery.worker.engine.core import Core, Counts
+from batchery.worker.engine.core import Core
+from batchery.worker.engine.counts import Counts
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -27,7 +29,7 @@ def prepare(core: Core, jobs: Iterable[Job]) -> None:
     """Let jobs come in and wait."""
     jobs = list(jobs)
     core.claimed(len(jobs))
-    core.prepared(jobs)
+    core.prepared(jobs, NOW)
 
 
 def seqs(batch: Batch | None) -> list[int]:
@@ -38,9 +40,9 @@ def seqs(batch: Batch | None) -> list[int]:
 def test_jobs_wait_in_the_order_of_their_claims_whichever_was_prepared_first() -> None:
     core = core_of(a=TaskOptions())
     core.claimed(4)
-    core.prepared([job(2)])
-    core.prepared([job(0), job(3)])
-    core.prepared([job(1)])
+    core.prepared([job(2)], NOW)
+    core.prepared([job(0), job(3)], NOW)
+    core.prepared([job(1)], NOW)
     assert seqs(core.next_batch(NOW)) == [0, 1, 2, 3]
 
 
@@ -107,17 +109,89 @@ def test_draining_returns_what_waits_in_order_and_starts_and_claims_nothing_more
 
 def test_it_counts_what_was_done() -> None:
     core = core_of(a=TaskOptions())
-    assert (core.counts.mean_batch_size, core.counts.padding_share) == (0, 0)
+    assert (core.counts["a"].mean_batch_size, core.counts["a"].padding_share, core.waited_share) == (0, 0, 0)
     for lengths in ([3, 5], [10, 10, 10, 10]):
-        prepare(core, (job(seq, length=length) for seq, length in enumerate(lengths)))
+        prepare(
+            core,
+            (job(seq, length=length, enqueued_at=NOW - 3, claimed_at=NOW - 2) for seq, length in enumerate(lengths)),
+        )
         batch = core.next_batch(NOW)
         assert batch is not None
-        core.started(batch, NOW)
-        assert batch.started_at == NOW
-        core.finished(batch)
-    assert core.counts == Counts(batches=2, jobs=6, tokens=48, padded_tokens=50)
-    assert core.counts.mean_batch_size == 3
-    assert core.counts.padding_share == pytest.approx(0.04)
+        core.started(batch, NOW + 1)
+        assert batch.started_at == NOW + 1
+        batch.finished_at = NOW + 3
+        core.finished(batch, whole=True, more=False)
+        core.settled(batch, NOW + 3.5)
+    counts = core.counts["a"]
+    assert counts == Counts(
+        batches=2,
+        jobs=6,
+        tokens=48,
+        padded_tokens=50,
+        closed_by=Counter({"nothing left": 2}),
+        queue_s=6 * 2,
+        preprocess_s=6 * 2,
+        run_s=4,
+        settle_s=1,
+    )
+    assert counts.mean_batch_size == 3
+    assert counts.padding_share == pytest.approx(0.04)
+    assert counts.figures()["queue_ms"] == 2000
+
+
+def test_time_counts_as_waited_only_where_work_was_there() -> None:
+    core = core_of(a=TaskOptions(max_batch_size=1))
+
+    def run_one(started_at: float, finished_at: float) -> None:
+        batch = core.next_batch(started_at)
+        assert batch is not None
+        core.started(batch, started_at)
+        batch.finished_at = finished_at
+        core.finished(batch, whole=True, more=False)
+
+    prepare(core, [job(0), job(1)])
+    run_one(NOW, NOW + 9)
+    run_one(NOW + 10, NOW + 19)
+    prepare(core, [job(2)])
+    run_one(NOW + 100, NOW + 101)
+    assert (core.waited_s, core.ran_s) == (1, 19)
+    assert core.waited_share == 1 / 20
+
+
+def cost_of(ms: float) -> CostModel:
+    cost = CostModel(32)
+    for _ in range(5):
+        cost.observe(1, None, ms)
+    return cost
+
+
+@pytest.mark.parametrize(("ms", "ahead_s"), [(1000, 0.8), (2, None)])
+def test_the_next_batch_is_put_together_just_in_time_where_that_is_worth_a_thread(
+    ms: float, ahead_s: float | None
+) -> None:
+    options = {"a": TaskOptions()}
+    core = Core(options, {"a": GreedyPlanner(options["a"])}, {"a": cost_of(ms)})
+    prepare(core, [job(0)])
+    for _ in range(40):
+        core.collated(0.1)
+    batch = core.next_batch(NOW)
+    assert batch is not None
+    core.started(batch, NOW)
+    assert core.collates_ahead is (ahead_s is not None)
+    assert core.collate_at == (pytest.approx(NOW + ahead_s, abs=1e-3) if ahead_s else NEVER)
+    batch.finished_at = NOW + 1
+    core.finished(batch, whole=True, more=False)
+    assert not core.collates_ahead
+
+
+def test_what_ran_out_of_memory_lowers_the_ceiling_at_once() -> None:
+    options = {"a": TaskOptions()}
+    ceiling = TokenCeiling()
+    core = Core(options, {"a": GreedyPlanner(options["a"])}, {}, {"a": ceiling})
+    core.out_of_memory([job(n, length=10) for n in range(8)])
+    assert ceiling.limit is not None
+    assert ceiling.limit < 80
+    assert core.counts["a"].out_of_memory == 1
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -167,7 +241,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.core.unprepared(len(sound))
             self.leave(sound)
         else:
-            self.core.prepared(sound)
+            self.core.prepared(sound, self.now)
             self.waiting += sound
 
     @precondition(lambda self: self.running is None)
@@ -204,7 +278,8 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         assert self.running is not None
-        self.core.finished(self.running)
+        self.running.finished_at = self.now
+        self.core.finished(self.running, whole=True, more=False)
         self.settling += self.running.jobs
         self.running = None
 
@@ -248,7 +323,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.core.unprepared(len(jobs))
             self.leave(jobs)
         else:
-            self.core.prepared(jobs)
+            self.core.prepared(jobs, NOW)
             self.waiting += jobs
         while self.waiting or self.running:
             if self.running is None:

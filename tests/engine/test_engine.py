@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
-from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch
+from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch, PadBatcher
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
@@ -163,8 +165,19 @@ def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jo
     engine.submit(jobs.many(1, 2, 3))
     front.wait_for_outcomes(3)
     assert engine.drain(DEADLINE_S)
-    expected = {"batches": 1, "jobs": 3, "failed": 1, "held": 0, "mean_batch_size": 3.0, "padding_share": 0.3333}
-    assert engine.stats() == expected
+    assert engine.stats() == {
+        "batches": 1,
+        "jobs": 3,
+        "failed": 1,
+        "held": 0,
+        "mean_batch_size": 3.0,
+        "padding_share": 0.3333,
+        "device_waited_share": 0.0,
+    }
+    figures = engine.figures("double")
+    assert figures["closed_by"] == {"full": 1}
+    assert figures["run_ms"] > 0
+    assert list(figures["cost_ms"]) == ["3x3"]
 
 
 def test_a_running_batch_is_known_and_has_its_times(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
@@ -564,3 +577,246 @@ def test_a_broken_engine_claims_nothing_more(start: StartEngine, front: FakeFron
     wait_until_gone(claim_thread)
     front.put(jobs(2))
     assert ids(front.claimed) == ["double-1"]
+
+
+# -- While a batch runs ------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A list of items; writes down what is put together, and can be held up while it does."""
+
+    def __init__(self) -> None:
+        self.collated: list[list[Any]] = []
+        self.gate = Gate()
+        self.gate.open()
+        self.changed = threading.Condition()
+
+    def batch(self, items: Sequence[Any]) -> tuple[list[Any], None]:
+        with self.changed:
+            self.collated.append(list(items))
+            self.changed.notify_all()
+        self.gate.pass_through()
+        return list(items), None
+
+    def unbatch(self, outputs: list[Any], context: None) -> list[Any]:
+        return outputs
+
+    def wait_for(self, *batches: list[Any]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.collated == [*batches], DEADLINE_S), self.collated
+
+
+@pytest.fixture
+def ahead(start: StartEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeModel], Engine]:
+    """An engine that believes that any batch runs long enough for the next one to be put together meanwhile."""
+    monkeypatch.setattr("batchery.worker.engine.core._WORTH_COLLATING_AHEAD_S", 0.0)
+    return start
+
+
+def test_the_next_batch_is_put_together_while_one_runs(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held, batcher = Held(), Recorded()
+    engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3))
+    batcher.wait_for([0], [1, 2])
+    assert held.batches == [[0]]
+    assert ids(engine.running) == ["double-0"]
+    held.gate.open()
+    front.wait_for_outcomes(4)
+    assert front.answers() == {f"double-{n}": n * 2 for n in range(4)}
+    batcher.wait_for([0], [1, 2], [3])
+
+
+def test_what_was_put_together_ahead_goes_back_in_order_when_the_engine_drains(
+    ahead: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held, batcher = Held(), Recorded()
+    engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3))
+    batcher.wait_for([0], [1, 2])
+    front.wait_until_all_are_claimed()
+    drained = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: len(front.given_back) == 3, "what does not run is given back")
+    held.gate.open()
+    assert drained.result(DEADLINE_S)
+    assert ids(front.given_back) == ["double-1", "double-2", "double-3"]
+    assert front.answers() == {"double-0": 0}
+
+
+def test_what_is_being_put_together_goes_back_in_order_too(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held, batcher = Held(), Recorded()
+    engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    batcher.gate = Gate()
+    front.put(*jobs.many(1, 2, 3))
+    batcher.wait_for([0], [1, 2])
+    front.wait_until_all_are_claimed()
+    drained = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.interrupts, "the engine drains")
+    batcher.gate.open()
+    held.gate.open()
+    assert drained.result(DEADLINE_S)
+    assert ids(front.given_back) == ["double-1", "double-2", "double-3"]
+
+
+def test_what_cannot_be_put_together_ahead_fails_alone(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    class Picky(Recorded):
+        def batch(self, items: Sequence[Any]) -> tuple[list[Any], None]:
+            if 2 in items:
+                raise ValueError("two does not go with others, nor alone")
+            return super().batch(items)
+
+    held = Held()
+    ahead(FakeModel(predict=held, batcher=Picky(), max_batch_size=3))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(4)
+    answers = front.answers()
+    assert isinstance(answers.pop("double-2"), ValueError)
+    assert answers == {"double-0": 0, "double-1": 2, "double-3": 6}
+
+
+def test_nobody_wants_what_is_put_together_and_so_it_does_not_run(
+    ahead: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held = Held()
+    front.unwanted = {"double-1", "double-2"}
+    ahead(FakeModel(predict=held, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(2)
+    assert held.batches == [[0], [3]]
+
+
+# -- Memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_into_memory_runs_in_parts_and_only_once(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    sizes: list[int] = []
+
+    def predict(items: list[Any]) -> list[Any]:
+        sizes.append(len(items))
+        if len(items) > 4:
+            raise MemoryError("no room for that")
+        return items
+
+    engine = start(FakeModel(predict=predict, max_batch_size=8))
+    front.put(*jobs.many(*range(8)))
+    front.wait_for_outcomes(8)
+    front.put(*jobs.many(*range(8, 40)))
+    front.wait_for_outcomes(40)
+    assert all(outcome.error is None for outcome in front.outcomes)
+    assert engine.figures("double")["out_of_memory"] == sum(size > 4 for size in sizes)
+    assert engine.figures("double")["token_ceiling"] is not None
+
+
+def test_a_job_that_fits_only_into_freed_memory_does_not_fail(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    tries: list[Any] = []
+
+    def predict(items: list[Any]) -> list[Any]:
+        tries.append(items)
+        if len(tries) == 1:
+            raise MemoryError("no room before others have left")
+        return items
+
+    start(FakeModel(predict=predict))
+    front.put(jobs(1))
+    front.wait_for_outcomes(1)
+    assert front.answers() == {"double-1": 1}
+
+
+def test_a_lost_device_is_no_failure_of_the_jobs(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    def predict(items: list[Any]) -> list[Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = start(FakeModel(predict=predict))
+    front.put(jobs(1))
+    front.wait_for(lambda: front.broken_by, "the front learns that nothing will be served any more")
+    assert not engine.drain(DEADLINE_S)
+    assert front.outcomes == []
+
+
+# -- Warm-up -----------------------------------------------------------------------------------------------------------
+
+
+def with_examples(model: FakeModel, *examples: Any) -> FakeModel:
+    model.examples = [*examples]
+    return model
+
+
+def test_examples_are_measured_before_work_is_taken(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    batches: list[list[Any]] = []
+
+    def predict(items: list[Any]) -> list[Any]:
+        assert not front.claimed
+        batches.append(items)
+        return items
+
+    engine = start(with_examples(FakeModel(predict=predict, length=len, max_batch_size=16), "a" * 8, "b" * 32))
+    assert batches[0] == ["b" * 32] * 16
+    assert {(len(items), len(items[0])) for items in batches} == {(n, length) for n in (1, 4, 16) for length in (8, 32)}
+    assert set(engine.figures("double")["cost_ms"]) >= {"1x8", "16x32"}
+
+
+def test_one_long_example_is_cropped_where_the_batcher_can(start: StartEngine, front: FakeFront) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    def predict(batch: Any) -> Any:
+        shapes.add(batch.shape)
+        return batch
+
+    start(with_examples(FakeModel(predict=predict, batcher=PadBatcher(), max_batch_size=4), np.zeros(64)))
+    assert shapes >= {(4, 64), (1, 8), (1, 64), (4, 8)}
+
+
+def test_warming_up_takes_the_time_it_may_and_no_more(start: StartEngine, front: FakeFront) -> None:
+    times = iter(range(0, 100_000, 4))
+    runs: list[Any] = []
+
+    def predict(items: list[Any]) -> list[Any]:
+        runs.append(items)
+        return items
+
+    model = with_examples(FakeModel(predict=predict, max_batch_size=64), 1)
+    start(model, options=WorkerOptions(warm_up_s=30.0), clock=lambda: float(next(times)))
+    assert 0 < len(runs) < 4
+    start(model, options=WorkerOptions(warm_up_s=0.0))
+    assert len(runs) < 4
+
+
+def test_an_example_too_large_for_the_memory_lowers_the_ceiling(start: StartEngine, front: FakeFront) -> None:
+    def predict(items: list[Any]) -> list[Any]:
+        if len(items) > 4:
+            raise MemoryError
+        return items
+
+    engine = start(with_examples(FakeModel(predict=predict, max_batch_size=16), 1))
+    ceiling = engine.figures("double")["token_ceiling"]
+    assert 1 <= ceiling < 16
+
+
+def answer_with_an_error(_: Any) -> Any:
+    return ValueError("the text is too long")
+
+
+def fail(_: Any) -> Any:
+    raise ValueError("the text is too long")
+
+
+@pytest.mark.parametrize("model", [FakeModel(preprocess=answer_with_an_error), FakeModel(predict=fail)])
+def test_an_engine_whose_examples_cannot_be_run_does_not_start(model: FakeModel, front: FakeFront) -> None:
+    engine = Engine({"double": with_examples(model, 1)}, front, WorkerOptions())
+    with pytest.raises(BatchFailed, match=r"Task double: .*example.*the text is too long"):
+        engine.load()

@@ -155,13 +155,14 @@ def test_the_figures_tell_what_was_done(serve: Serve) -> None:
     host = serve(Double())
     host.map(range(10))
     host.stop()
-    assert {**host.stats(), "batches": None, "mean_batch_size": None} == {
+    assert {**host.stats(), "batches": None, "mean_batch_size": None, "device_waited_share": None} == {
         "batches": None,
         "jobs": 10,
         "failed": 0,
         "held": 0,
         "mean_batch_size": None,
         "padding_share": 0.0,
+        "device_waited_share": None,
     }
 
 

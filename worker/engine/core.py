@@ -5,40 +5,35 @@ everything held together, so that no stage can pile up behind a slow one.
 """
 
 from bisect import insort
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 
-from ...batchers import Batch, Job, Planner
+from ...batchers import Batch, CostModel, Job, Planner, TokenCeiling
+from ...batchers.ceiling import batch_tokens
 from ...configs import TaskOptions
+from .counts import Counts
+
+_NEVER = float("inf")
 
 
-@dataclass(slots=True)
-class Counts:
-    """What an engine has done since it started."""
-
-    batches: int = 0
-    jobs: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    failed: int = 0
-
-    @property
-    def mean_batch_size(self) -> float:
-        """Jobs a batch."""
-        return self.jobs / self.batches if self.batches else 0.0
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed tokens that were padding, from 0 to 1."""
-        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+#: Seconds that a batch must be expected to run for another thread to put the next one together meanwhile.
+_WORTH_COLLATING_AHEAD_S = 0.005
 
 
 class Core:
     """What is held, and what runs next. Not thread-safe: its engine guards it with one lock."""
 
-    def __init__(self, options: Mapping[str, TaskOptions], planners: Mapping[str, Planner]) -> None:
-        """Start with nothing held; both mappings are by task name."""
+    def __init__(
+        self,
+        options: Mapping[str, TaskOptions],
+        planners: Mapping[str, Planner],
+        costs: Mapping[str, CostModel] | None = None,
+        ceilings: Mapping[str, TokenCeiling] | None = None,
+    ) -> None:
+        """Start with nothing held; the mappings are by task name. Costs and ceilings learn from what runs."""
         self._planners = planners
+        self._costs = costs or {}
+        self._ceilings = ceilings or {}
         self._waiting: dict[str, list[Job]] = {name: [] for name in planners}
         widest = max(options.values(), key=lambda option: option.max_waiting, default=TaskOptions())
         #: What waits, and a batch each that runs, is put together and is being settled.
@@ -48,8 +43,16 @@ class Core:
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
         self.running: Batch | None = None
+        #: When the batch after the running one should be put together; never, if that can wait until it is through.
+        self.collate_at = _NEVER
+        self._collate_s = 0.0
+        #: Since when the device waits although work is there.
+        self._waits_since: float | None = None
         self.draining = False
-        self.counts = Counts()
+        self.counts = {name: Counts() for name in planners}
+        #: Seconds that batches ran, and seconds that the device waited between two of them although work was there.
+        self.ran_s = self.waited_s = 0.0
+        self._numbers = count(1)
 
     @property
     def held(self) -> int:
@@ -72,9 +75,10 @@ class Core:
         self._held += count
         self.preparing += count
 
-    def prepared(self, jobs: Iterable[Job]) -> None:
+    def prepared(self, jobs: Iterable[Job], now: float) -> None:
         """Let prepared jobs wait for the planner, in claim order, whichever was prepared first."""
         for job in jobs:
+            job.prepared_at = now
             self.preparing -= 1
             waiting = self._waiting[job.task]
             if not waiting or waiting[-1].seq < job.seq:
@@ -105,18 +109,54 @@ class Core:
             return _NEVER
         return min((self._planners[name].due_at(jobs) for name, jobs in self._waiting.items() if jobs), default=_NEVER)
 
+    @property
+    def collates_ahead(self) -> bool:
+        """Whether the next batch is to be put together while one runs."""
+        return self.collate_at != _NEVER
+
     def started(self, batch: Batch, now: float) -> None:
         """Take note that a batch runs."""
         batch.started_at = now
+        batch.number = next(self._numbers)
         self.running = batch
+        if self._waits_since is not None:
+            self.waited_s += now - self._waits_since
+            self._waits_since = None
+        cost = self._costs.get(batch.task)
+        expected_s = float(cost(len(batch.jobs), batch.longest)) / 1000 if cost else 0.0
+        if expected_s >= _WORTH_COLLATING_AHEAD_S:
+            self.collate_at = now + max(0.0, expected_s - 2 * self._collate_s)
 
-    def finished(self, batch: Batch) -> None:
-        """Take note that the running batch is through."""
+    def collated(self, seconds: float) -> None:
+        """Take note of how long it took to put a batch together."""
+        self._collate_s += (seconds - self._collate_s) / 4
+
+    def finished(self, batch: Batch, *, whole: bool, more: bool) -> None:
+        """Take note that the running batch is through: `whole` if in one piece, `more` if the next one is chosen."""
         self.running = None
-        self.counts.batches += 1
-        self.counts.jobs += len(batch.jobs)
-        self.counts.tokens += batch.tokens
-        self.counts.padded_tokens += batch.padded_tokens
+        self.collate_at = _NEVER
+        self.ran_s += batch.run_s
+        if whole and batch.task in self._costs:
+            self._costs[batch.task].observe(len(batch.jobs), batch.longest, 1000 * batch.run_s)
+        if whole and batch.task in self._ceilings:
+            self._ceilings[batch.task].succeeded(batch_tokens(batch.jobs))
+        if more or self.preparing or not self.nothing_waits:
+            self._waits_since = batch.finished_at
+
+    def out_of_memory(self, jobs: Sequence[Job]) -> None:
+        """Take note that these jobs of one batch did not fit into memory together."""
+        self.counts[jobs[0].task].out_of_memory += 1
+        if ceiling := self._ceilings.get(jobs[0].task):
+            ceiling.failed(batch_tokens(jobs), len(jobs))
+
+    def settled(self, batch: Batch, now: float) -> None:
+        """Take note that all of a batch's jobs are settled."""
+        self.counts[batch.task].add(batch, now)
+
+    @property
+    def waited_share(self) -> float:
+        """Share of the device's time that it waited although work was there, from 0 to 1."""
+        return self.waited_s / (self.ran_s + self.waited_s) if self.waited_s else 0.0
 
     def left(self, count: int) -> None:
         """Take note of jobs that are no longer held: settled, given back, or withdrawn."""
@@ -137,9 +177,6 @@ class Core:
         else:
             chosen = set(map(id, batch.jobs))
             waiting[:] = [job for job in waiting if id(job) not in chosen]
-
-
-_NEVER = float("inf")
 
 
 def _seq(job: Job) -> int:

@@ -5,25 +5,27 @@ only waits, moves what it is told to move, and reports. One lock guards the core
 code.
 """
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from ...batchers import Batch, BatchFailed, GreedyPlanner, Job, Outcome, Planner
-from ...batchers.forward import forward
-from ...batchers.isolation import run_isolated
+from ...batchers import Batch, BatchFailed, CostModel, GreedyPlanner, Job, Outcome, Planner, TokenCeiling
 from ...configs import WorkerOptions
 from .core import Core
+from .counts import Counts
+from .device import Device
 from .front import Front
 from .items import make_items
 from .model import Model
+from .runner import Runner
 from .settler import Settler
+from .warmup import warm_up
 
 logger = logging.getLogger(__name__)
-
-_NEVER = float("inf")
 
 #: Seconds that a drain waits for jobs in preparation, to give all back together and so in order.
 _RETURN_TOGETHER_S = 1.0
@@ -43,26 +45,42 @@ class Engine:
     ) -> None:
         """Get ready to serve `models`, by task name; `planners` default to a `GreedyPlanner` each."""
         task_options = {name: model.options for name, model in models.items()}
+        self._ceilings = {name: TokenCeiling() for name in models}
+        self._costs = {name: CostModel(its.max_batch_size, its.max_batch_tokens) for name, its in task_options.items()}
         if planners is None:
-            planners = {name: GreedyPlanner(options) for name, options in task_options.items()}
+            planners = {name: GreedyPlanner(its, self._costs[name]) for name, its in task_options.items()}
         self._models = models
         self._front = front
         self._options = options
         self._task_options = task_options
         self._clock = clock
-        self._core = Core(task_options, planners)
+        self._core = Core(task_options, planners, self._costs, self._ceilings)
         # One lock, and a condition for each thing that a thread waits for: waking the wrong thread costs the GIL twice.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._work = threading.Condition(self._lock)
         self._left = threading.Condition(self._lock)
         self._settler = Settler(models, front, self._settled, clock)
+        self._runner = Runner(models, options.device, clock)
+        self._device = Device(
+            self._core,
+            self._lock,
+            self._runner,
+            front,
+            self._settler,
+            clock=clock,
+            leave=self._leave,
+            return_=self._return,
+        )
         self._preprocess = ThreadPoolExecutor(options.preprocess_threads, thread_name_prefix="batchery-preprocess")
         self._threads = {
             name: threading.Thread(target=self._guard, args=(target,), name=f"batchery-{name}", daemon=True)
-            for name, target in (("claim", self._claim), ("device", self._run), ("settle", self._settler.run))
+            for name, target in (
+                ("claim", self._claim),
+                ("collate", self._device.collate_ahead),
+                ("device", self._device.run),
+                ("settle", self._settler.run),
+            )
         }
-        self._stopping = False
         #: Whether the device or the settle thread has died: what they have in hand will never leave.
         self._stuck = False
         #: Jobs to be given back together, in order; None while each may go back by itself.
@@ -72,10 +90,11 @@ class Engine:
 
     def load(self) -> None:
         """Load every model. Raises what a model's `load` raises: a worker that cannot serve must not consume."""
-        for model in self._models.values():
-            began = self._clock()
+        self._runner.load()
+        for name, model in self._models.items():
             device = model.ensure_loaded(self._options.device)
-            logger.info("Task %s is loaded on %s (%.1f s).", model.name, device, self._clock() - began)
+            seconds = self._options.warm_up_s
+            warm_up(model, device, self._costs[name], self._ceilings[name], seconds=seconds, clock=self._clock)
 
     def start(self) -> None:
         """Start claiming and running; `load` comes first."""
@@ -89,27 +108,29 @@ class Engine:
         """
         deadline = self._clock() + timeout
         with self._lock:
-            self._returning = [*(self._returning or ()), *self._core.drain()]
+            self._returning = [*(self._returning or ()), *self._core.drain(), *self._device.take_ready()]
             self._room.notify_all()
         self._front.interrupt()
         self._join("claim", timeout)
         self._preprocess.shutdown(wait=False)
         with self._lock:
-            self._left.wait_for(lambda: self._core.preparing == 0, min(timeout, _RETURN_TOGETHER_S))
+            self._left.wait_for(self._all_returned, min(timeout, _RETURN_TOGETHER_S))
             jobs, self._returning = self._returning, None
         self._give_back(sorted(jobs or (), key=lambda job: job.seq))
         with self._lock:
             self._left.wait_for(lambda: self._core.held == 0 or self._stuck, max(0.0, deadline - self._clock()))
             done = self._core.held == 0
-            self._stopping = True
-            self._work.notify_all()
+            self._device.stop()
         if done or self._stuck:
             self._settler.close()
         if done:
-            self._join("device")
-            self._join("settle")
+            for name in ("collate", "device", "settle"):
+                self._join(name)
             self._preprocess.shutdown()
         return done
+
+    def _all_returned(self) -> bool:
+        return self._core.preparing == 0 and not self._device.collating
 
     def _join(self, name: str, timeout: float | None = None) -> None:
         thread = self._threads[name]
@@ -148,7 +169,7 @@ class Engine:
     def stats(self) -> dict[str, int | float]:
         """Return what was done so far, as flat numbers."""
         with self._lock:
-            counts = self._core.counts
+            counts = functools.reduce(Counts.merge, self._core.counts.values(), Counts())
             return {
                 "batches": counts.batches,
                 "jobs": counts.jobs,
@@ -156,6 +177,16 @@ class Engine:
                 "held": self._core.held,
                 "mean_batch_size": round(counts.mean_batch_size, 2),
                 "padding_share": round(counts.padding_share, 4),
+                "device_waited_share": round(self._core.waited_share, 4),
+            }
+
+    def figures(self, task: str) -> dict[str, Any]:
+        """Return what one task's batches were like, why they were not larger, and what they are known to cost."""
+        with self._lock:
+            return {
+                **self._core.counts[task].figures(),
+                "token_ceiling": self._ceilings[task].limit,
+                "cost_ms": self._costs[task].export(),
             }
 
     # -- Claim and preprocess ----------------------------------------------------------------------------------------
@@ -167,7 +198,9 @@ class Engine:
         with self._lock:
             self._core.claimed(len(jobs))
         by_task: dict[str, list[Job]] = {}
+        now = self._clock()
         for job in jobs:
+            job.claimed_at = now
             by_task.setdefault(job.task, []).append(job)
         for name, group in by_task.items():
             self._prepare_where_it_belongs(self._models[name], group)
@@ -196,13 +229,13 @@ class Engine:
             try:
                 self._preprocess.submit(self._prepare, model, part)
             except RuntimeError:  # the pool is shut down: we are draining
-                self._return(part)
+                self._return_unprepared(part)
 
     def _prepare(self, model: Model, jobs: list[Job]) -> None:
         with self._lock:
             draining = self._core.draining
         if draining:
-            self._return(jobs)
+            self._return_unprepared(jobs)
             return
         errors = make_items(model, jobs, self._front.current)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
@@ -212,18 +245,23 @@ class Engine:
         with self._lock:
             self._core.unprepared(len(failed))
             if not self._core.draining:
-                self._core.prepared(prepared)
+                self._core.prepared(prepared, self._clock())
                 prepared = []
-                self._work.notify_all()
+                self._device.work_came()
             else:
                 self._left.notify_all()
         if prepared:
-            self._return(prepared)
+            self._return_unprepared(prepared)
 
-    def _return(self, jobs: list[Job]) -> None:
+    def _return_unprepared(self, jobs: list[Job]) -> None:
         """Give back jobs that were still preparing when the engine began to drain."""
         with self._lock:
             self._core.unprepared(len(jobs))
+        self._return(jobs)
+
+    def _return(self, jobs: list[Job]) -> None:
+        """Give back jobs that an engine that drains does not run: together with others, if those are on their way."""
+        with self._lock:
             if self._returning is not None:
                 self._returning += jobs
                 jobs = []
@@ -235,10 +273,21 @@ class Engine:
             self._front.give_back(jobs)
             self._leave(len(jobs))
 
-    def _settled(self, count: int, failed: int) -> None:
+    def _settled(self, outcomes: list[Outcome]) -> None:
+        now, done = self._clock(), None
         with self._lock:
-            self._core.counts.failed += failed
-        self._leave(count)
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    self._core.counts[outcome.job.task].failed += 1
+            batch = outcomes[0].batch if outcomes else None
+            if batch is not None:
+                batch.settled += len(outcomes)
+                if batch.settled == len(batch.jobs):
+                    self._core.settled(batch, now)
+                    done = batch
+        self._leave(len(outcomes))
+        if done is not None and logger.isEnabledFor(logging.INFO):
+            _log(done, now)
 
     def _leave(self, count: int) -> None:
         with self._lock:
@@ -248,50 +297,19 @@ class Engine:
             elif self._core.room:
                 self._room.notify_all()
 
-    # -- Plan and run ------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            model = self._models[batch.task]
-            device = model.ensure_loaded(self._options.device)
-            self._front.started(batch)
-            for outcomes in run_isolated(batch, lambda items: forward(model, items, device)):  # noqa: B023 - runs now
-                batch.finished_at = self._clock()
-                if self._core.nothing_waits:  # asked without the lock: a stale answer does no harm
-                    self._settler.settle_soonest(outcomes)
-                else:
-                    self._settler.put(outcomes)
-            with self._lock:
-                self._core.finished(batch)
-            logger.info(
-                "Task %s: a batch of %d ran in %.1f ms (closed by: %s).",
-                batch.task,
-                len(batch.jobs),
-                1000 * (batch.finished_at - batch.started_at),
-                batch.closed_by,
-            )
-        # After a drain that gave up: what has run since is settled all the same, if the front still can.
-        self._settler.close()
-
-    def _next_batch(self) -> Batch | None:
-        while (batch := self._wait_for_batch()) is not None:
-            wanted = self._front.still_wanted(batch.jobs)
-            if len(wanted) < len(batch.jobs):
-                self._leave(len(batch.jobs) - len(wanted))
-                batch.jobs = wanted
-            if wanted:
-                with self._lock:
-                    self._core.started(batch, self._clock())
-                return batch
-        return None
-
-    def _wait_for_batch(self) -> Batch | None:
-        with self._lock:
-            while not self._stopping:
-                now = self._clock()
-                batch = self._core.next_batch(now)
-                if batch is not None:
-                    return batch
-                wake_at = self._core.wake_at()
-                self._work.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
-        return None
+def _log(batch: Batch, settled_at: float) -> None:
+    size = len(batch.jobs)
+    logger.info(
+        "Task %s: batch %d of %d (closed by: %s), padding %.0f %%, queue %.1f ms, preprocess %.1f ms, run %.1f ms, "
+        "settle %.1f ms.",
+        batch.task,
+        batch.number,
+        size,
+        batch.closed_by,
+        100 * batch.padding_share,
+        1000 * batch.queue_s / size,
+        1000 * batch.preprocess_s / size,
+        1000 * batch.run_s,
+        1000 * (settled_at - batch.finished_at),
+    )

@@ -40,6 +40,15 @@ class Model(Protocol):
         """Whether items have a length or a shape class."""
         ...
 
+    @property
+    def counts_as_batcher(self) -> bool:
+        """Whether an item's length is what the batcher says it is."""
+        ...
+
+    def prepare_examples(self) -> list[Any]:
+        """Return items of typical calls, to measure batches of; an exception instance for each that failed."""
+        ...
+
     def ensure_loaded(self, device: str = "auto") -> str:
         """Load the model unless it is loaded; return the name of its device."""
         ...

@@ -27,10 +27,10 @@ class Settler:
         self,
         models: Mapping[str, Model],
         front: Front,
-        settled: Callable[[int, int], None],
+        settled: Callable[[list[Outcome]], None],
         clock: Callable[[], float],
     ) -> None:
-        """Settle through `front`; call `settled(jobs, failed ones among them)` after each lot."""
+        """Settle through `front`; call `settled(outcomes)` after each lot."""
         self._models = models
         self._front = front
         self._settled = settled
@@ -68,10 +68,9 @@ class Settler:
         for outcome in outcomes:
             if outcome.error is None:
                 postprocess(self._models[outcome.job.task], outcome)
-        failed = sum(outcome.error is not None for outcome in outcomes)
         try:
             self._front.settle(outcomes)
         except Exception:
             logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
         self._last_s = self._clock() - began
-        self._settled(len(outcomes), failed)
+        self._settled(outcomes)

@@ -1,0 +1,159 @@
+"""The device's two threads: one runs batch after batch, the other puts the next one together meanwhile."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ...batchers import Batch, Job
+from ...batchers.forward import Collated
+from .core import Core
+from .front import Front
+from .runner import Runner
+from .settler import Settler
+from .staging import Sent
+
+_NEVER = float("inf")
+
+
+class _Ready(NamedTuple):
+    """A batch that may run: put together already, or to be put together by its run."""
+
+    batch: Batch
+    collated: Collated | Sent | None
+
+
+class Device:
+    """Plans, puts together and runs batches, until it is stopped.
+
+    While a batch runs, the next one is an open plan: jobs may still join until putting it together has to start so that
+    the device does not wait. Where runs are too short for that to pay, or nothing waited in time, the device's thread
+    does all of it by itself.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        lock: threading.Lock,
+        runner: Runner,
+        front: Front,
+        settler: Settler,
+        *,
+        clock: Callable[[], float],
+        leave: Callable[[int], None],
+        return_: Callable[[list[Job]], None],
+    ) -> None:
+        """`lock` guards `core`; `leave(count)` is called for jobs nobody wants, `return_` for what will not run."""
+        self._core = core
+        self._lock = lock
+        self._runner = runner
+        self._front = front
+        self._settler = settler
+        self._clock = clock
+        self._leave = leave
+        self._return = return_
+        self._work = threading.Condition(lock)
+        self._ahead = threading.Condition(lock)
+        self._ready: _Ready | None = None
+        #: Whether a batch is being put together that neither waits nor is ready. Guarded by the lock.
+        self.collating = False
+        self._stopping = False
+
+    def work_came(self) -> None:
+        """Look at what waits. The lock is held."""
+        self._work.notify()
+        if self._core.collates_ahead:
+            self._ahead.notify()
+
+    def stop(self) -> None:
+        """End both threads once nothing runs any more. The lock is held."""
+        self._stopping = True
+        self._work.notify()
+        self._ahead.notify()
+
+    def take_ready(self) -> list[Job]:
+        """Take back the jobs that are put together and do not run yet. The lock is held."""
+        ready, self._ready = self._ready, None
+        return ready.batch.jobs if ready else []
+
+    # -- Running -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run batches as long as there are any to come."""
+        while (ready := self._next()) is not None:
+            batch, collated = ready
+            self._front.started(batch)
+            parts = 0
+            for outcomes in self._runner.run(batch, collated, self._out_of_memory):
+                batch.finished_at = self._clock()
+                parts += 1
+                if self._core.nothing_waits:  # asked without the lock: a stale answer does no harm
+                    self._settler.settle_soonest(outcomes)
+                else:
+                    self._settler.put(outcomes)
+            with self._lock:
+                self._core.finished(batch, whole=parts == 1, more=self.collating or self._ready is not None)
+        # After a drain that gave up: what has run since is settled all the same, if the front still can.
+        self._settler.close()
+
+    def _out_of_memory(self, jobs: Sequence[Job]) -> None:
+        with self._lock:
+            self._core.out_of_memory(jobs)
+
+    def _next(self) -> _Ready | None:
+        while (ready := self._wait()) is not None:
+            if ready.collated is not None or self._still_wanted(ready.batch):
+                with self._lock:
+                    self._core.started(ready.batch, self._clock())
+                    if self._core.collates_ahead:
+                        self._ahead.notify()
+                return ready
+        return None
+
+    def _wait(self) -> _Ready | None:
+        with self._lock:
+            while not self._stopping:
+                if self._ready is not None:
+                    ready, self._ready = self._ready, None
+                    return ready
+                now = self._clock()
+                batch = None if self.collating else self._core.next_batch(now)
+                if batch is not None:
+                    return _Ready(batch, None)
+                wake_at = _NEVER if self.collating else self._core.wake_at()
+                self._work.wait(None if wake_at == _NEVER else max(0.0, wake_at - now))
+        return None
+
+    # -- Putting together --------------------------------------------------------------------------------------------
+
+    def collate_ahead(self) -> None:
+        """Put the next batch together while one runs."""
+        while (batch := self._wait_for_next()) is not None:
+            began = self._clock()
+            collated = self._runner.collate(batch) if self._still_wanted(batch) else None
+            with self._lock:
+                self.collating = False
+                self._core.collated(self._clock() - began)
+                if not self._core.draining and batch.jobs:
+                    self._ready, batch = _Ready(batch, collated), None
+                self._work.notify()
+            if batch is not None:
+                self._return(batch.jobs)
+
+    def _wait_for_next(self) -> Batch | None:
+        with self._lock:
+            while not self._stopping:
+                now = self._clock()
+                due_at = _NEVER if self._ready else self._core.collate_at
+                if due_at <= now and (batch := self._core.next_batch(now)) is not None:
+                    self.collating = True
+                    return batch
+                self._ahead.wait(None if due_at == _NEVER or due_at <= now else due_at - now)
+        return None
+
+    def _still_wanted(self, batch: Batch) -> bool:
+        """Leave out the jobs that nobody wants any more; return whether any are left."""
+        wanted = self._front.still_wanted(batch.jobs)
+        if len(wanted) < len(batch.jobs):
+            self._leave(len(batch.jobs) - len(wanted))
+            batch.jobs = wanted
+        return bool(wanted)
