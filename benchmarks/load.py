@@ -3,9 +3,11 @@ answered."""
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +36,16 @@ class Load:
         ids = [str(uuid.uuid4()) for _ in range(count)]
         for start in range(0, count, 1000):
             self._client.lpush(PREPARED, *(self._message(task_id) for task_id in ids[start : start + 1000]))
+        return ids
+
+    def prepare_each(self, values: Sequence[Any]) -> list[str]:
+        """The same with one message for each of `values`, which is its task's argument."""
+        ids = [str(uuid.uuid4()) for _ in values]
+        for task_id, value in zip(ids, values, strict=True):
+            message = json.loads(self._message(task_id))
+            _, kwargs, embed = json.loads(base64.b64decode(message["body"]))
+            message["body"] = base64.b64encode(json.dumps([[value], kwargs, embed]).encode()).decode()
+            self._client.lpush(PREPARED, json.dumps(message))
         return ids
 
     def release(self, ids: list[str], alive: Callable[[], object] = lambda: None, timeout: float = 300.0) -> float:

@@ -2,7 +2,6 @@
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -17,7 +16,9 @@ app.conf.task_acks_late = True  # as safe as Batchery: what a killed worker held
 
 @cache
 def model() -> tuple[Any, Any, str]:  # the first call in each process loads it
-    device = "cuda" if Path("/proc/driver/nvidia").exists() else "cpu"
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return *minilm.load(device), device
 
 

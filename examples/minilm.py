@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # a service that only sends texts needs no torch: it is impor
     from torch import Tensor
 
 #: Tokens of a text that the model reads; the rest is cut off.
-MAX_LENGTH = 256
+MAX_LENGTH = int(os.environ.get("EMBEDDING_MAX_LENGTH", "256"))
 
 
 def folder() -> Path:
