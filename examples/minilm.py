@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a service that only sends texts needs no torch: it is imported where it is used, in the worker
     from torch import Tensor
 
+# torch's CPU threads wait for each other asleep, not spinning: beside one busy process on 2 cores, 0.7 s and not 1.8 s
+# a batch; alone the same. Works only before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 #: Tokens of a text that the model reads; the rest is cut off.
 MAX_LENGTH = int(os.environ.get("EMBEDDING_MAX_LENGTH", "256"))
 
@@ -23,9 +27,6 @@ def folder() -> Path:
 def load(device: str) -> tuple[Any, Any]:
     """The tokenizer and the model, from files alone."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # torch's CPU threads wait for each other asleep, not spinning: beside one busy process on 2 cores, 0.7 s and not
-    # 1.8 s a batch; alone the same. Works only before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tokenizers import Tokenizer
     from transformers import AutoModel
     from transformers.utils import logging
