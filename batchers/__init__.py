@@ -3,6 +3,7 @@
 from .batcher import Batcher
 from .bucket import BucketBatcher
 from .concat import ConcatBatcher
+from .cost import CostFunction, CostModel
 from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch
 from .job import Batch, Job, Outcome
 from .listed import ListBatcher
@@ -17,6 +18,8 @@ __all__ = [
     "BatcheryError",
     "BucketBatcher",
     "ConcatBatcher",
+    "CostFunction",
+    "CostModel",
     "GreedyPlanner",
     "Job",
     "JobRejected",

@@ -13,12 +13,9 @@ from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .cost import CostFunction, linear_cost
 from .job import Batch, Job
-
-#: What starting a batch costs, in tokens: measured for MiniLM on two CPU cores. On a GPU it is higher.
-DEFAULT_LAUNCH_TOKENS = 1500.0
 
 
 class Options(Protocol):
@@ -36,14 +33,6 @@ class Options(Protocol):
     def max_waiting(self) -> int: ...  # noqa: D102
 
 
-class CostFunction(Protocol):
-    """What batches cost: any unit, as long as sums of it can be compared."""
-
-    def __call__(self, sizes: NDArray[np.int64], longest: int) -> NDArray[np.float64]:
-        """Return the cost of a batch for each of `sizes` (int64, shape (k,)), its longest job being `longest`."""
-        ...
-
-
 class Planner(Protocol):
     """Decides for one task. `waiting` is in claim order; nothing is removed from it here."""
 
@@ -56,16 +45,6 @@ class Planner(Protocol):
         ...
 
 
-def linear_cost(launch: float = DEFAULT_LAUNCH_TOKENS) -> CostFunction:
-    """Return the cost function `launch + number of jobs * longest`, in tokens."""
-
-    def cost(sizes: NDArray[np.int64], longest: int) -> NDArray[np.float64]:
-        costs: NDArray[np.float64] = launch + sizes * np.float64(longest)
-        return costs
-
-    return cost
-
-
 def cut(lengths: Sequence[int], cost: CostFunction, max_size: int, max_tokens: int | None) -> list[int]:
     """Cut jobs that are sorted by length into consecutive batches of the least total cost.
 
@@ -75,13 +54,14 @@ def cut(lengths: Sequence[int], cost: CostFunction, max_size: int, max_tokens: i
     count = len(lengths)
     best = np.zeros(count + 1)
     size_of_last = np.zeros(count + 1, dtype=np.int64)
-    sizes = np.arange(1, max_size + 1)
+    unique, column = np.unique(np.asarray(lengths, dtype=np.int64), return_inverse=True)
+    costs = cost(np.arange(1, max_size + 1)[None, :], unique[:, None])
     for end in range(1, count + 1):
         longest = lengths[end - 1]
         most = min(max_size, end)
         if max_tokens is not None:
             most = max(1, min(most, max_tokens // max(1, longest)))
-        totals = best[end - most : end][::-1] + cost(sizes[:most], longest)
+        totals = best[end - most : end][::-1] + costs[column[end - 1], :most]
         pick = int(totals.argmin())
         best[end] = totals[pick]
         size_of_last[end] = pick + 1

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batchery.batchers.cost import CostFunction, linear_cost
 from batchery.batchers.job import Batch, Job
-from batchery.batchers.planner import CostFunction, GreedyPlanner, cut, linear_cost
+from batchery.batchers.planner import GreedyPlanner, cut
 from batchery.configs import TaskOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,7 +229,7 @@ def test_every_job_runs_exactly_once_under_any_arrivals_and_is_passed_over_only_
         batch = fair.choose(waiting, now)
         assert batch is not None or not waiting or fair.due_at(waiting) > now
         if batch is not None:
-            old = [job for job in waiting if now - job.enqueued_at >= 1]
+            old = [job for job in waiting if job.enqueued_at <= now - 1]
             assert not old or old[0] in batch.jobs
             ran += chosen(batch)
             waiting = [job for job in waiting if job not in batch.jobs]
@@ -274,7 +275,7 @@ def test_the_waiting_jobs_are_left_as_they_are() -> None:
 def cost_of(lengths: Sequence[int], ends: Sequence[int], cost: CostFunction) -> float:
     starts = [0, *ends[:-1]]
     parts = zip(starts, ends, strict=True)
-    return sum(float(cost(np.array([end - start]), lengths[end - 1])[0]) for start, end in parts)
+    return sum(float(cost(np.array([end - start]), np.array(lengths[end - 1]))[0]) for start, end in parts)
 
 
 def cuts(count: int) -> Iterator[list[int]]:
@@ -291,9 +292,9 @@ def is_allowed(lengths: Sequence[int], ends: Sequence[int], size: int, tokens: i
     return True
 
 
-def steps_cost(sizes: NDArray[np.int64], longest: int) -> NDArray[np.float64]:
+def steps_cost(sizes: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
     """A measured cost: it grows in steps, not in a line."""
-    steps: NDArray[np.float64] = 7.0 + np.ceil(sizes / 3) * max(4, longest) ** 1.5
+    steps: NDArray[np.float64] = 7.0 + np.ceil(sizes / 3) * np.maximum(4, longest) ** 1.5
     return steps
 
 
