@@ -2,6 +2,7 @@
 
 from .batcher import Batcher
 from .bucket import BucketBatcher
+from .ceiling import TokenCeiling
 from .concat import ConcatBatcher
 from .cost import CostFunction, CostModel
 from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch
@@ -29,4 +30,5 @@ __all__ = [
     "PadBatcher",
     "Planner",
     "StackBatcher",
+    "TokenCeiling",
 ]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchery.batchers.isolation import run_isolated
+import torch
+from batchery.batchers.isolation import is_out_of_memory, is_sticky, run_isolated
 from batchery.batchers.job import Batch, Job, Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,3 +194,78 @@ def test_a_failed_jobs_traceback_still_says_where_it_failed() -> None:
     assert "in fail_in_a_chain" in text
     assert 'raise RuntimeError("out of memory") from exc' in text
     assert "The above exception was the direct cause" in text
+
+
+# -- What kind of failure it was ---------------------------------------------------------------------------------------
+
+
+class Unspeakable(RuntimeError):
+    def __str__(self) -> str:
+        raise ValueError("this error cannot be printed")
+
+
+def caused_by(cause: BaseException) -> BaseException:
+    error = RuntimeError("the model failed")
+    error.__cause__ = cause
+    return error
+
+
+def while_handling(context: BaseException) -> BaseException:
+    error = KeyError("tokens")
+    error.__context__ = context
+    return error
+
+
+OUT_OF_MEMORY: list[BaseException] = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    type("OutOfMemoryError", (RuntimeError,), {})("cupy"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GiB)"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    RuntimeError("Failed to allocate memory for requested buffer of size 4"),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes."),
+    caused_by(MemoryError()),
+    while_handling(MemoryError()),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_that_memory_ran_out_is_known_by_class_message_and_cause(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not is_sticky(error)
+
+
+STICKY: list[BaseException] = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    caused_by(RuntimeError("CUDA error: misaligned address")),
+    while_handling(RuntimeError("CUDA error: unspecified launch failure")),
+]
+
+
+@pytest.mark.parametrize("error", STICKY, ids=repr)
+def test_a_lost_device_is_not_out_of_memory(error: BaseException) -> None:
+    assert is_sticky(error)
+    assert not is_out_of_memory(error)
+
+
+def test_out_of_memory_on_a_lost_device_is_the_lost_device() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    error.__context__ = RuntimeError("CUDA error: device-side assert triggered")
+    assert is_sticky(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("too long"), RuntimeError(), Unspeakable(), KeyError("memory")], ids=type)
+def test_other_errors_are_neither(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+    assert not is_sticky(error)
+
+
+def test_errors_that_lead_to_each_other_come_to_an_end() -> None:
+    first, second = RuntimeError("a"), RuntimeError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_out_of_memory(first)
