@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, Protocol
 
 from .arrays import is_torch
@@ -21,8 +22,11 @@ class Predictor(Protocol):
         ...
 
 
-def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any]:
+def forward(predictor: Predictor, items: Sequence[Any], device: str, sizes: Sequence[int] = ()) -> list[Any]:
     """Run `items` as one batch and return one output per item, in order.
+
+    Where there are `sizes` (ascending), the last item is repeated up to the next of them, and nobody gets what the
+    copies' outputs are.
 
     Torch tensors among the inputs are moved to `device`, those among the outputs to the CPU, in one transfer an
     array. Gradients are off.
@@ -30,13 +34,16 @@ def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any
     Raises:
         OutputMismatch: the model returned another number of outputs than there are items.
     """
+    count = len(items)
+    if missing := next((size - count for size in sizes if size >= count), 0):
+        items = [*items, *repeat(items[-1], missing)]
     inputs, context = predictor.batcher.batch(items)
     with _without_gradients():
         outputs = predictor.predict(_move(inputs, device))
     answers = predictor.batcher.unbatch(_move(outputs, "cpu"), context)
     if len(answers) != len(items):
         raise OutputMismatch(f"unbatch() returned {len(answers)} outputs for {len(items)} items: one each is expected.")
-    return answers
+    return answers[:count] if missing else answers
 
 
 def _without_gradients() -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,16 @@ import msgspec
 UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED", "__slots__": ()})()
 
 
+#: Why a batch is not larger. The first reason that holds is given.
+CLOSED_BY: Mapping[str, str] = {
+    "full": "it has as many jobs as a batch may have",
+    "budget": "one more job would exceed the token budget, or what is known to fit into memory",
+    "deadline": "it was cut short, or put before others, because a job would have expired else",
+    "age": "its time was up: max_wait_ms was over, or a job that had waited max_age_ms went before others",
+    "nothing left": "no other waiting job goes with these",
+    "cost": "one more job would cost more than it saves",
+}
+
 # msgspec's structs instead of dataclasses: one is made for every call, at a fifth of the cost.
 
 
@@ -60,11 +70,12 @@ class Batch(msgspec.Struct, eq=False):
 
     task: str
     jobs: list[Job]
-    #: Why it was not larger: "full", "budget" (of tokens), "nothing left" (to add), or "cost": one more costs more than
-    #: it saves.
+    #: Why it is not larger: a key of `CLOSED_BY`.
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0
+    #: Rows that the model computes, where they are more than the jobs: see `preferred_batch_sizes`.
+    rows: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,5 +84,5 @@ class Batch(msgspec.Struct, eq=False):
 
     @property
     def padded_tokens(self) -> int:
-        """Number of jobs times the longest: what a padded model computes."""
-        return len(self.jobs) * max((job.length or 0 for job in self.jobs), default=0)
+        """Rows times the longest job: what a padded model computes."""
+        return max(self.rows, len(self.jobs)) * max((job.length or 0 for job in self.jobs), default=0)

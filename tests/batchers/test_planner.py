@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from batchery.batchers.cost import CostFunction, linear_cost
+from batchery.batchers.cut import Limits, cut, price
 from batchery.batchers.job import Batch, Job
-from batchery.batchers.planner import GreedyPlanner, cut
+from batchery.batchers.planner import GreedyPlanner
 from batchery.configs import TaskOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,7 +309,7 @@ def steps_cost(sizes: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[
 def test_the_cut_costs_what_the_best_of_all_cuts_costs(
     lengths: list[int], size: int, tokens: int | None, cost: CostFunction
 ) -> None:
-    ends = cut(lengths, cost, size, tokens)
+    ends = cut(price(lengths, cost, Limits(size, tokens)))
     assert is_allowed(lengths, ends, size, tokens)
     allowed = [other for other in cuts(len(lengths)) if is_allowed(lengths, other, size, tokens)]
     best = min(cost_of(lengths, other, cost) for other in allowed)
@@ -316,4 +317,4 @@ def test_the_cut_costs_what_the_best_of_all_cuts_costs(
 
 
 def test_nothing_is_cut_into_nothing() -> None:
-    assert cut([], linear_cost(), 4, None) == []
+    assert cut(price([], linear_cost(), Limits(4))) == []
