@@ -74,8 +74,13 @@ class Batch(msgspec.Struct, eq=False):
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0
-    #: Rows that the model computes, where they are more than the jobs: see `preferred_batch_sizes`.
-    rows: int = 0
+    #: Sizes, ascending, that it is padded up to by repeating an item; empty: it runs as it is.
+    sizes: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that the model computes: the jobs, and what is repeated to reach a size."""
+        return next((size for size in self.sizes if size >= len(self.jobs)), len(self.jobs))
 
     @property
     def tokens(self) -> int:
@@ -85,4 +90,4 @@ class Batch(msgspec.Struct, eq=False):
     @property
     def padded_tokens(self) -> int:
         """Rows times the longest job: what a padded model computes."""
-        return max(self.rows, len(self.jobs)) * max((job.length or 0 for job in self.jobs), default=0)
+        return self.rows * max((job.length or 0 for job in self.jobs), default=0)

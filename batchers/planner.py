@@ -134,7 +134,7 @@ class GreedyPlanner:
             count, closed_by = best_count(prices[: _fitting(prices, slack_ms)]), "deadline"
         else:
             closed_by = "full" if count == len(rows) else "nothing left" if count == len(jobs) else "cost"
-        return Batch(turn.task, jobs[:count], closed_by, rows=int(rows[count - 1]))
+        return Batch(turn.task, jobs[:count], closed_by, sizes=self._options.preferred_batch_sizes)
 
     def _by_length(self, turn: Job, others: list[Job], slack_ms: float) -> Batch:
         # Of equally long jobs those whose turn comes first stand next to the job whose turn it is, and so share its
@@ -152,7 +152,7 @@ class GreedyPlanner:
             start = end - _fitting(prices[place, : end - start], slack_ms)
             start += batch_around(prices[start:end], end - start - 1, backlog=False)[0]
             closed_by = "deadline"
-        return Batch(turn.task, jobs[start:end], closed_by, rows=int(limits.rows()[end - start - 1]))
+        return Batch(turn.task, jobs[start:end], closed_by, sizes=self._options.preferred_batch_sizes)
 
     def _may_grow(self, batch: Batch, waiting: Sequence[Job]) -> bool:
         limits = self._limits(lengths=batch.jobs[0].length is not None)
