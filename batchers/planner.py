@@ -12,6 +12,7 @@ else arrives.
 Which others: padding is what costs, so jobs of one shape class are sorted by length and cut by what batches cost.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Protocol
@@ -118,10 +119,10 @@ class GreedyPlanner:
     def _around(self, turn: Job, waiting: Sequence[Job], slack_ms: float = float("inf")) -> Batch:
         """Return the best batch that `turn` is in; one that does not take longer than `slack_ms` if that can be."""
         others = [job for job in waiting if job is not turn and job.shape_class == turn.shape_class]
-        if any(self._rank(job) != self._rank(turn) for job in others):
+        if len(set(map(self._rank, others))) > 1:
             others.sort(key=self._rank)
         others = others[: self._options.max_waiting - 1]
-        if turn.length is None or any(job.length is None for job in others):
+        if turn.length is None or None in set(map(_length, others)):
             return self._in_order(turn, others, slack_ms)
         return self._by_length(turn, others, slack_ms)
 
@@ -147,10 +148,12 @@ class GreedyPlanner:
         start, end = batch_around(prices, place, backlog=2 * len(jobs) >= self._options.max_waiting)
         closed_by = self._closed_by(jobs, start, end, limits)
         if prices[end - 1, end - start - 1] > slack_ms:
-            # The longer ones go, and the shortest of the others.
-            end = place + 1
-            start = end - _fitting(prices[place, : end - start], slack_ms)
-            start += batch_around(prices[start:end], end - start - 1, backlog=False)[0]
+            # The longer ones go, and as many of the others as it takes, the shortest first.
+            count = _fitting(prices[place, : end - start], slack_ms)
+            start = max(start, place + 1 - count)
+            end = min(start + count, bisect_right(jobs, _length(turn), hi=end, key=_length))
+            inner = batch_around(prices[start:end], place - start, backlog=False)
+            start, end = start + inner[0], start + inner[1]
             closed_by = "deadline"
         return Batch(turn.task, jobs[start:end], closed_by, sizes=self._options.preferred_batch_sizes)
 
