@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: One module each, with `add_arguments(parser)` and `run(args) -> Report`.
-NAMES = ("overhead", "publish", "latency", "scaling")
+NAMES = ("overhead", "publish", "latency", "scaling", "padding", "load")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
