@@ -7,10 +7,11 @@ Two layers, each sane where the other is blind. Below, a law with few coefficien
 (`n` jobs padded to length `L`: launching, handling a job, steps in sequence as in a recurrent net, matrix products,
 attention). It may be asked about shapes that were never run. Above it, what was measured: near a shape that has run,
 the law is corrected by the ratio that was found there. So a device may be odd (flat up to thousands of tokens, or no
-faster in batches), and a grid with holes still answers everything. The sum of both is made to grow with n and with L.
+faster in batches), and every shape has an answer. The outcome is made to grow with n and with L.
 
-A table without the law below it was tried first: its holes and edges, which are where the planner looks for something
-better than what it does, had no sane value.
+Judged by what the planner's batches cost, beyond those it would choose if it knew the true costs, on seven synthetic
+devices with and without a warm-up (those of tests/batchers/test_cost.py): 2 % on average and 10 % at worst with both layers,
+4 and 18 % with the law alone, 6 and 44 % with a table alone.
 """
 
 from collections import deque
@@ -44,7 +45,7 @@ _NEAR, _LAW = 0.1, 1.0
 _LAZY = 16
 
 #: What a guess at a corner weighs against all measurements together.
-_HINT = 0.01
+_HINT = 0.001
 
 #: All choices of coefficients that are not zero. Best subset is exact for non-negative least squares of this size.
 _SUBSETS = np.array([*product((0.0, 1.0), repeat=5)][1:])
@@ -137,8 +138,11 @@ class CostModel:
         counts, lengths = np.asarray(sizes), np.asarray(longest)
         self._cover(int(counts.max(initial=1)), int(lengths.max(initial=1)))
         table = self._tabulate() if self._table is None else self._table
-        row, down = _between(self._sizes, counts)
         column, across = _between(self._lengths, lengths)
+        if lengths.ndim == 0:  # three times as fast, for jobs without lengths: planning is most of what they cost
+            ms = table[:, column] * (1 - across) + table[:, column + 1] * across
+            return np.asarray(np.interp(counts, self._sizes, ms))
+        row, down = _between(self._sizes, counts)
         upper = table[row, column] * (1 - across) + table[row, column + 1] * across
         lower = table[row + 1, column] * (1 - across) + table[row + 1, column + 1] * across
         costs: Floats = upper * (1 - down) + lower * down
@@ -157,7 +161,7 @@ class CostModel:
                 self.observe(count, longest, ms)
 
     def _fitting(self, count: int, length: int) -> int:
-        return count if self._max_tokens is None else max(1, min(count, self._max_tokens // max(1, length)))
+        return count if self._max_tokens is None or not length else max(1, min(count, self._max_tokens // length))
 
     def _cover(self, count: int, longest: int) -> None:
         if count > self._sizes[-1]:
@@ -175,14 +179,16 @@ class CostModel:
             count, longest, ms = np.array([shape.typical for shape in self._shapes.values()]).T
             weight = np.array([*map(self._weight, self._shapes.values())])
             self._law = _fit(count, longest, ms, weight, self._max_size)
-            error = np.log(ms / (_features(count, longest) @ self._law))
+            least = ms.min() / 1000  # a law without a launch cost would say that jobs of length 0 are free
+            error = np.log(ms / np.maximum(_features(count, longest) @ self._law, least))
             # One or two measurements may both be flukes: they may not say more than "twice as fast or slow".
             few = np.array([len(shape.kept) < 3 for shape in self._shapes.values()])
             error = np.where(few, np.clip(error, -log2(2), log2(2)), error)
             octaves = (_octave(sizes)[..., None] - _octave(count)) ** 2
             octaves = octaves + (_octave(lengths)[..., None] - _octave(longest)) ** 2
             pull = weight / (octaves + _NEAR) ** 2
-            table = _features(sizes, lengths) @ self._law * np.exp((pull @ error) / (pull.sum(-1) + _LAW))
+            table = np.maximum(_features(sizes, lengths) @ self._law, least)
+            table = table * np.exp((pull @ error) / (pull.sum(-1) + _LAW))
         self._table = _monotone(table)
         return self._table
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 from .arrays import is_torch
@@ -22,15 +23,19 @@ class Predictor(Protocol):
 
 
 class Collated(NamedTuple):
-    """A batch that is put together: the batcher's inputs and context, and the number of items."""
+    """A batch that is put together: the batcher's inputs and context, and how many items and rows it has."""
 
     inputs: Any
     context: Any
     size: int
+    rows: int
 
 
-def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any]:
+def forward(predictor: Predictor, items: Sequence[Any], device: str, sizes: Sequence[int] = ()) -> list[Any]:
     """Run `items` as one batch and return one output per item, in order.
+
+    Where there are `sizes` (ascending), the last item is repeated up to the next of them, and nobody gets what the
+    copies' outputs are.
 
     Torch tensors among the inputs are moved to `device`, those among the outputs to the CPU, in one transfer an
     array. Gradients are off.
@@ -38,12 +43,15 @@ def forward(predictor: Predictor, items: Sequence[Any], device: str) -> list[Any
     Raises:
         OutputMismatch: the model returned another number of outputs than there are items.
     """
-    return run(predictor, collate(predictor, items), device)
+    return run(predictor, collate(predictor, items, sizes), device)
 
 
-def collate(predictor: Predictor, items: Sequence[Any]) -> Collated:
+def collate(predictor: Predictor, items: Sequence[Any], sizes: Sequence[int] = ()) -> Collated:
     """Put `items` together, which is the half of `forward` that does not need the device."""
-    return Collated(*predictor.batcher.batch(items), len(items))
+    count = len(items)
+    if missing := next((size - count for size in sizes if size >= count), 0):
+        items = [*items, *repeat(items[-1], missing)]
+    return Collated(*predictor.batcher.batch(items), count, len(items))
 
 
 def run(predictor: Predictor, batch: Collated, device: str) -> list[Any]:
@@ -51,9 +59,9 @@ def run(predictor: Predictor, batch: Collated, device: str) -> list[Any]:
     with _without_gradients():
         outputs = predictor.predict(move(batch.inputs, lambda tensor: _to(tensor, device)))
     answers = predictor.batcher.unbatch(move(outputs, lambda tensor: _to(tensor, "cpu")), batch.context)
-    if len(answers) != batch.size:
-        raise OutputMismatch(f"unbatch() returned {len(answers)} outputs for {batch.size} items: one each is expected.")
-    return answers
+    if len(answers) != batch.rows:
+        raise OutputMismatch(f"unbatch() returned {len(answers)} outputs for {batch.rows} items: one each is expected.")
+    return answers[: batch.size] if batch.size < batch.rows else answers
 
 
 def move(arrays: Any, tensor_to: Callable[[Any], Any]) -> Any:

@@ -9,6 +9,16 @@ import msgspec
 UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED", "__slots__": ()})()
 
 
+#: Why a batch is not larger. The first reason that holds is given.
+CLOSED_BY: Mapping[str, str] = {
+    "full": "it has as many jobs as a batch may have",
+    "budget": "one more job would exceed the token budget, or what is known to fit into memory",
+    "deadline": "it was cut short, or put before others, because a job would have expired else",
+    "age": "its time was up: max_wait_ms was over, or a job that had waited max_age_ms went before others",
+    "nothing left": "no other waiting job goes with these",
+    "cost": "one more job would cost more than it saves",
+}
+
 # msgspec's structs instead of dataclasses: one is made for every call, at a fifth of the cost.
 
 
@@ -63,8 +73,7 @@ class Batch(msgspec.Struct, eq=False):
 
     task: str
     jobs: list[Job]
-    #: Why it was not larger: "full", "budget" (of tokens), "nothing left" (to add), or "cost": one more costs more than
-    #: it saves.
+    #: Why it is not larger: a key of `CLOSED_BY`.
     closed_by: str
     started_at: float = 0.0
     finished_at: float = 0.0
@@ -72,6 +81,13 @@ class Batch(msgspec.Struct, eq=False):
     number: int = 0
     #: Jobs whose outcomes are settled.
     settled: int = 0
+    #: Sizes, ascending, that it is padded up to by repeating an item; empty: it runs as it is.
+    sizes: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that the model computes: the jobs, and what is repeated to reach a size."""
+        return next((size for size in self.sizes if size >= len(self.jobs)), len(self.jobs))
 
     @property
     def tokens(self) -> int:
@@ -105,5 +121,5 @@ class Batch(msgspec.Struct, eq=False):
 
     @property
     def padded_tokens(self) -> int:
-        """Number of jobs times the longest: what a padded model computes."""
-        return len(self.jobs) * self.longest
+        """Rows times the longest job: what a padded model computes."""
+        return self.rows * self.longest

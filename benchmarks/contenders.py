@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .load import QUEUE
+from .backlog import QUEUE
 from .services import ROOT, ServiceError, celery_worker
 
 #: Raises if the contender's process is gone.

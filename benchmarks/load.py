@@ -1,99 +1,183 @@
-"""Preloaded queues: thousands of real Celery messages that become ready in one instant, and the time until all are
-answered."""
+"""Latency at every load: no timer, against batches that wait for company, on a device that is simulated.
+
+A batch of n takes 5 ms + 0.5 ms x n; virtual time. A window that counts from enqueue is the planner's own
+`max_wait_ms`; one that counts from dequeue starts when an idle worker takes the first job, as TorchServe's does.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import argparse
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import redis
-from celery import Celery
+import numpy as np
+from batchery.batchers import CostFunction, GreedyPlanner, Job
+from batchery.configs import TaskOptions
+from numpy.typing import NDArray
 
-from .services import wait_until
+from .report import Report, percentile, rounded
 
-QUEUE = "bench"
-PREPARED = "bench-prepared"
-RESULT_PREFIX = "celery-task-meta-"
+SIZE, LAUNCH_MS, JOB_MS, WINDOW_MS = 64, 5.0, 0.5, 20.0
+CAPACITY = 1000 * SIZE / (LAUNCH_MS + JOB_MS * SIZE)
+LOADS = (0.20, 0.50, 0.80, 0.95)
+#: Bursts arrive at random, and this many jobs in each on average.
+BURST = 16
 
-
-class Load:
-    """Messages for `QUEUE` on one server. Make it before a worker listens there: it takes Celery's message from it."""
-
-    def __init__(self, url: str, task: str, value: Any) -> None:
-        self._client: redis.Redis = redis.Redis.from_url(url)
-        self._template = _real_message(url, task, value)
-
-    def close(self) -> None:
-        self._client.close()
-
-    def prepare(self, count: int) -> list[str]:
-        """Put `count` messages under a name that nobody reads; returns their task ids."""
-        ids = [str(uuid.uuid4()) for _ in range(count)]
-        for start in range(0, count, 1000):
-            self._client.lpush(PREPARED, *(self._message(task_id) for task_id in ids[start : start + 1000]))
-        return ids
-
-    def prepare_each(self, values: Sequence[Any]) -> list[str]:
-        """The same with one message for each of `values`, which is its task's argument."""
-        ids = [str(uuid.uuid4()) for _ in values]
-        for task_id, value in zip(ids, values, strict=True):
-            message = json.loads(self._message(task_id))
-            _, kwargs, embed = json.loads(base64.b64decode(message["body"]))
-            message["body"] = base64.b64encode(json.dumps([[value], kwargs, embed]).encode()).decode()
-            self._client.lpush(PREPARED, json.dumps(message))
-        return ids
-
-    def release(self, ids: list[str], alive: Callable[[], object] = lambda: None, timeout: float = 300.0) -> float:
-        """Make the prepared messages ready, all at once; returns the seconds until each has its result.
-
-        `alive` may raise, to end a wait that a dead worker would make long.
-        """
-        keys = [RESULT_PREFIX + task_id for task_id in ids]
-        others = self._client.dbsize()
-        start = time.perf_counter()
-        self._client.rename(PREPARED, QUEUE)
-
-        def answered() -> bool:
-            alive()
-            # Counting all keys is cheap; only when that is nearly enough ask for ours. Queue and lease keys come and
-            # go meanwhile, a handful.
-            return self._client.dbsize() >= others + len(keys) - 8 and self._client.exists(*keys) == len(keys)
-
-        wait_until(answered, f"{len(keys)} results", timeout)
-        return time.perf_counter() - start
-
-    def check(self, ids: list[str]) -> None:
-        """Every task must have succeeded: a fast failure is no throughput."""
-        for task_id in ids:
-            result: Any = self._client.get(RESULT_PREFIX + task_id)
-            if b'"status":"SUCCESS"' not in (result or b"").replace(b" ", b"")[:40]:
-                raise RuntimeError(f"task {task_id} was answered with {result!r}")
-
-    def _message(self, task_id: str) -> bytes:
-        message, placeholder, tag = self._template
-        return message.replace(placeholder, task_id.encode()).replace(tag, str(uuid.uuid4()).encode())
+#: When each job came and when its answer was there, in seconds; and how long the device was busy.
+Outcome = tuple[list[tuple[float, float]], float]
 
 
-@contextmanager
-def load(url: str, task: str, value: Any) -> Iterator[Load]:
-    prepared = Load(url, task, value)
-    try:
-        yield prepared
-    finally:
-        prepared.close()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="at each load (default 20,000)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the latencies to FILE (.png, .svg, .pdf)")
 
 
-def _real_message(url: str, task: str, value: Any) -> tuple[bytes, bytes, bytes]:
-    """A message as Celery's own producer writes it, its task id and its delivery tag."""
-    with Celery(broker=url, set_as_current=False) as app, redis.Redis.from_url(url) as client:
-        result = app.send_task(task, args=[value], queue=QUEUE)
-        message: Any = client.rpop(QUEUE)
-    if message is None:
-        raise RuntimeError(f"somebody else reads the queue {QUEUE!r}")
-    tag: bytes = message.rpartition(b'"delivery_tag": "')[2].partition(b'"')[0]
-    return message, str(result.id).encode(), tag
+def run(args: argparse.Namespace) -> Report:
+    runs = [_measure(kind, load, policy, args.jobs) for kind in ARRIVALS for load in LOADS for policy in POLICIES]
+    if args.plot:
+        from .plots import plot_load
+
+        plot_load(runs, args.plot)
+    return _report(runs, args.jobs)
+
+
+# -- Arrivals ----------------------------------------------------------------------------------------------------------
+
+
+def _poisson(rate: float, jobs: int) -> Iterator[float]:
+    chance, now = random.Random(1), 0.0
+    for _ in range(jobs):
+        now += chance.expovariate(rate)
+        yield now
+
+
+def _bursts(rate: float, jobs: int) -> Iterator[float]:
+    chance, now, left = random.Random(2), 0.0, 0
+    for _ in range(jobs):
+        if not left:
+            now += chance.expovariate(rate / BURST)
+            left = chance.randint(1, 2 * BURST - 1)
+        left -= 1
+        yield now
+
+
+ARRIVALS: dict[str, Callable[[float, int], Iterator[float]]] = {"poisson": _poisson, "bursts": _bursts}
+
+
+# -- Policies ----------------------------------------------------------------------------------------------------------
+
+
+def _batchery(max_wait_ms: float) -> Callable[[list[float]], Outcome]:
+    """The real planner on a device that is free whenever it is asked."""
+    # Nobody is overtaken where all jobs are equal: the age bound has nothing to do.
+    options = TaskOptions(max_batch_size=SIZE, max_wait_ms=max_wait_ms, max_age_ms=float("inf"))
+
+    def simulate(arrivals: list[float]) -> Outcome:
+        planner = GreedyPlanner(options, _device_ms)
+        coming = deque(Job(str(seq), "task", (), {}, None, arrived, seq) for seq, arrived in enumerate(arrivals))
+        waiting: list[Job] = []
+        answered, busy, now = [], 0.0, 0.0
+        while coming or waiting:
+            while coming and coming[0].enqueued_at <= now and len(waiting) < options.max_waiting:
+                waiting.append(coming.popleft())
+            batch = planner.choose(waiting, now)
+            if batch is None:
+                now = min(planner.due_at(waiting), coming[0].enqueued_at if coming else float("inf"))
+                continue
+            del waiting[: len(batch.jobs)]
+            takes = _takes_s(len(batch.jobs))
+            busy, now = busy + takes, now + takes
+            answered += [(job.enqueued_at, now) for job in batch.jobs]
+        return answered, busy
+
+    return simulate
+
+
+def _window_from_dequeue(arrivals: list[float]) -> Outcome:
+    """Take the first job when idle, then others until the batch is full or the window over; then run."""
+    answered, busy, now, first = [], 0.0, 0.0, 0
+    while first < len(arrivals):
+        now = max(now, arrivals[first])
+        closes = now + WINDOW_MS / 1000
+        end = first + 1
+        while end < len(arrivals) and end - first < SIZE and arrivals[end] <= closes:
+            end += 1
+        now = max(now, arrivals[end - 1]) if end - first == SIZE else closes
+        takes = _takes_s(end - first)
+        busy, now = busy + takes, now + takes
+        answered += [(arrived, now) for arrived in arrivals[first:end]]
+        first = end
+    return answered, busy
+
+
+def _takes_s(jobs: int) -> float:
+    return (LAUNCH_MS + JOB_MS * jobs) / 1000
+
+
+def _device(sizes: NDArray[np.int64], longest: NDArray[np.int64], /) -> NDArray[np.float64]:
+    return np.asarray(LAUNCH_MS + JOB_MS * sizes + 0 * longest, dtype=np.float64)
+
+
+_device_ms: CostFunction = _device
+
+GREEDY = "Batchery, greedy"
+POLICIES: dict[str, Callable[[list[float]], Outcome]] = {
+    GREEDY: _batchery(0.0),
+    f"{WINDOW_MS:.0f} ms from enqueue": _batchery(WINDOW_MS),
+    f"{WINDOW_MS:.0f} ms from dequeue": _window_from_dequeue,
+}
+
+
+# -- Measurement and report --------------------------------------------------------------------------------------------
+
+
+def _measure(kind: str, load: float, policy: str, jobs: int) -> dict[str, Any]:
+    arrivals = list(ARRIVALS[kind](load * CAPACITY, jobs))
+    answered, busy = POLICIES[policy](arrivals)
+    latencies = [1000 * (done - arrived) for arrived, done in answered]
+    return {
+        "arrivals": kind,
+        "load": load,
+        "policy": policy,
+        "p50_ms": percentile(latencies, 50),
+        "p95_ms": percentile(latencies, 95),
+        "p99_ms": percentile(latencies, 99),
+        "busy": rounded(busy / max(done for _, done in answered)),
+    }
+
+
+def _report(runs: list[dict[str, Any]], jobs: int) -> Report:
+    p95 = {(run["arrivals"], run["load"], run["policy"]): run["p95_ms"] for run in runs}
+    ratios = [
+        p95[kind, load, GREEDY] / min(p95[kind, load, policy] for policy in POLICIES if policy != GREEDY)
+        for kind in ARRIVALS
+        for load in LOADS
+    ]
+    figures = {"worst_greedy_vs_window_p95": rounded(max(ratios)), "best_greedy_vs_window_p95": rounded(min(ratios))}
+    figures |= {
+        f"{kind}_{load:.0%}_p95_ms".replace("%", ""): p95[kind, load, GREEDY] for kind in ARRIVALS for load in LOADS
+    }
+    return Report(
+        name="load",
+        figures=figures,
+        runs=runs,
+        columns=("arrivals, load", "policy", "p50 ms", "p95 ms", "p99 ms", "device busy"),
+        rows=[
+            (
+                f"{run['arrivals']}, {run['load']:.0%}",
+                run["policy"],
+                run["p50_ms"],
+                run["p95_ms"],
+                run["p99_ms"],
+                f"{run['busy']:.0%}",
+            )
+            for run in runs
+        ],
+        notes=[
+            f"{jobs:,} jobs each, in virtual time; a batch of n takes {LAUNCH_MS:g} + {JOB_MS:g} n ms, {SIZE} at most: "
+            f"{CAPACITY:,.0f} jobs/s. Bursts: {BURST} jobs at one instant, on average.",
+        ],
+    )

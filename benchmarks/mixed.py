@@ -17,8 +17,8 @@ from typing import Any
 
 import matplotlib
 
+from .backlog import QUEUE, load
 from .contenders import Contender
-from .load import QUEUE, load
 from .report import Report, median, rounded
 from .services import ROOT, ServiceError, valkey
 from .texts import texts

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from .apps.payloads import PAYLOADS
+from .backlog import load
 from .contenders import BATCHERY, CELERY_BATCHES, STOCK, Alive, Contender, floor
-from .load import load
 from .proxy import delayed
 from .report import Report, median, rounded
 from .services import valkey

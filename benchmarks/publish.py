@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from .apps import import_app
-from .load import QUEUE
+from .backlog import QUEUE
 from .report import Report, median, rounded
 from .services import valkey
 

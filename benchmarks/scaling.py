@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from .apps.payloads import PAYLOADS
+from .backlog import load
 from .contenders import BATCHERY
-from .load import load
 from .report import Report, median, rounded
 from .services import valkey
 

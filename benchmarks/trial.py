@@ -13,7 +13,7 @@ import numpy as np
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeout
 
-from .load import RESULT_PREFIX
+from .backlog import RESULT_PREFIX
 from .report import percentile, rounded
 from .services import ServiceError, Worker
 

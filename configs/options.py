@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -17,6 +18,12 @@ def _is_number(value: object, least: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
 
 
+def _is_ascending(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(map(_is_count, value)) and all(low < high for low, high in pairwise(value))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
     """How one task's jobs are put together into batches."""
@@ -25,6 +32,11 @@ class TaskOptions:
     max_batch_size: int = 32
     #: Number of jobs times the longest of them, at most; None: no limit. A job above it runs alone.
     max_batch_tokens: int | None = None
+    #: Sizes, ascending, that a batch is padded up to by repeating an item: for models that are compiled for each size.
+    #: The largest is the most jobs in a batch then. Empty: a batch of any size runs as it is.
+    preferred_batch_sizes: Sequence[int] = ()
+    #: Jobs of at most this length go before longer ones of the same priority; None: in the order of their claims.
+    small_batch_threshold: int | None = None
     #: Milliseconds, counted from enqueue, that a batch that is not full may wait for more jobs.
     max_wait_ms: float = 0.0
     #: Full batches of jobs that wait in the worker, at most, so that the planner has something to choose from.
@@ -38,6 +50,15 @@ class TaskOptions:
         _require(_is_count(self.max_batch_size), "max_batch_size", self.max_batch_size, "a whole number from 1 up")
         tokens = self.max_batch_tokens
         _require(tokens is None or _is_count(tokens), "max_batch_tokens", tokens, "None or a whole number from 1 up")
+        sizes = self.preferred_batch_sizes
+        _require(
+            _is_ascending(sizes) and all(size <= self.max_batch_size for size in sizes),
+            "preferred_batch_sizes",
+            sizes,
+            "ascending whole numbers from 1 up to max_batch_size",
+        )
+        small = self.small_batch_threshold
+        _require(small is None or _is_count(small), "small_batch_threshold", small, "None or a whole number from 1 up")
         _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a finite number of ms from 0 up")
         _require(_is_count(self.look_ahead), "look_ahead", self.look_ahead, "a whole number of batches from 1 up")
         age, limit = self.max_age_ms, self.batch_time_limit_s

@@ -53,6 +53,8 @@ class BatchTask(Task):
     # The batching options: see configs.TaskOptions.
     max_batch_size: int = 32
     max_batch_tokens: int | None = None
+    preferred_batch_sizes: Sequence[int] = ()
+    small_batch_threshold: int | None = None
     max_wait_ms: float = 0.0
     look_ahead: int = 8
     max_age_ms: float = 10_000.0
@@ -255,7 +257,7 @@ class BatchTask(Task):
         return list(answers)
 
     def _run_prepared(self, items: list[Any], device: str) -> list[Any]:
-        outputs = _map_sound(lambda sound: forward(self, sound, device), items)
+        outputs = _map_sound(lambda sound: forward(self, sound, device, self.preferred_batch_sizes), items)
         return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
 
 

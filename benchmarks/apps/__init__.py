@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
-from ..load import QUEUE
+from ..backlog import QUEUE
 
 
 @contextmanager

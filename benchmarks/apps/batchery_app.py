@@ -10,7 +10,7 @@ from celery import Celery
 
 from batchery import BatchTask, setup
 
-from ..load import QUEUE
+from ..backlog import QUEUE
 from .payloads import VECTOR
 
 app = Celery("batchery", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])

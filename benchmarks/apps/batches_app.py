@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from celery_batches import Batches, SimpleRequest
 
-from ..load import QUEUE
+from ..backlog import QUEUE
 from .payloads import VECTOR
 
 app = Celery("batches", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])

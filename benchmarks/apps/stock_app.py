@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from ..load import QUEUE
+from ..backlog import QUEUE
 from .payloads import VECTOR
 
 app = Celery("stock", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])

@@ -46,6 +46,19 @@ def test_another_number_of_outputs_than_items_is_an_output_mismatch(outputs: lis
         forward(Model(lambda _batch: outputs), ["a", "b"], "cpu")
 
 
+@pytest.mark.parametrize(("count", "rows"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 5)])
+def test_a_batch_is_padded_up_to_the_next_preferred_size_with_rows_that_nobody_gets(count: int, rows: int) -> None:
+    seen: list[int] = []
+
+    def double(batch: Any) -> Any:
+        seen.append(len(batch))
+        return batch * 2
+
+    answers = forward(Model(double, StackBatcher()), [*range(count)], "cpu", (2, 4))
+    assert [int(answer) for answer in answers] == [2 * item for item in range(count)]
+    assert seen == [rows]
+
+
 class Careless:
     """A user's batcher that does not look at how many outputs there are."""
 

@@ -1,51 +1,18 @@
 """The planner: which waiting jobs run together, and when. Time is a number that the tests make up."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from batchery.batchers.cost import CostFunction, linear_cost
-from batchery.batchers.job import Batch, Job
-from batchery.batchers.planner import GreedyPlanner, cut
-from batchery.configs import TaskOptions
+from batchery.batchers.ceiling import TokenCeiling
+from batchery.batchers.cost import linear_cost
+from batchery.batchers.job import CLOSED_BY, Batch, Job
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-NEVER_OLD = float("inf")
+from tests.batchers.lines import chosen, job, jobs_of, planner, rounds
+
 property_test = settings(deadline=None, max_examples=150)
-
-
-def job(seq: int, length: int | None = None, **fields: Any) -> Job:
-    """A job that came at time 0, unless `enqueued_at` says otherwise."""
-    return Job(str(seq), "task", (), {}, None, fields.pop("enqueued_at", 0.0), seq, length=length, **fields)
-
-
-def jobs_of(lengths: Sequence[int | None]) -> list[Job]:
-    return [job(seq, length) for seq, length in enumerate(lengths)]
-
-
-def planner(cost: CostFunction | None = None, **options: Any) -> GreedyPlanner:
-    return GreedyPlanner(TaskOptions(**{"max_age_ms": NEVER_OLD, **options}), cost)
-
-
-def chosen(batch: Batch | None) -> list[int]:
-    """The claim numbers of a batch's jobs, in its order."""
-    assert batch is not None
-    return [job.seq for job in batch.jobs]
-
-
-def rounds(planner: GreedyPlanner, waiting: list[Job], now: float = 0.0) -> Iterator[Batch]:
-    """Choose and remove until nothing is left."""
-    waiting = list(waiting)
-    while waiting:
-        batch = planner.choose(waiting, now)
-        assert batch is not None
-        assert batch.jobs
-        for job in batch.jobs:
-            waiting.remove(job)
-        yield batch
 
 
 # -- When --------------------------------------------------------------------------------------------------------------
@@ -269,51 +236,65 @@ def test_the_waiting_jobs_are_left_as_they_are() -> None:
     assert waiting == before
 
 
-# -- The cut -----------------------------------------------------------------------------------------------------------
+# -- What one batch may be ---------------------------------------------------------------------------------------------
 
 
-def cost_of(lengths: Sequence[int], ends: Sequence[int], cost: CostFunction) -> float:
-    starts = [0, *ends[:-1]]
-    parts = zip(starts, ends, strict=True)
-    return sum(float(cost(np.array([end - start]), np.array(lengths[end - 1]))[0]) for start, end in parts)
+def test_batches_of_preferred_sizes_know_how_many_rows_run() -> None:
+    picky = planner(linear_cost(10), max_batch_size=8, preferred_batch_sizes=(1, 4))
+    batches = list(rounds(picky, jobs_of([5] * 7)))
+    assert sum(len(batch.jobs) for batch in batches) == 7
+    assert all(batch.rows in (1, 4) and batch.rows >= len(batch.jobs) for batch in batches)
+    assert batches[0].closed_by == "full"
+    assert batches[0].padded_tokens == 20
 
 
-def cuts(count: int) -> Iterator[list[int]]:
-    """Every way to cut `count` jobs into consecutive batches, as their ends."""
-    for pattern in range(2 ** max(0, count - 1)):
-        yield [*(place + 1 for place in range(count - 1) if pattern >> place & 1), count]
+# Padded up to 32 rows, 17 jobs cost as many tokens as 32: two batches of 16 and 1 cost about half.
+@pytest.mark.parametrize("length", [None, 100])
+def test_jobs_that_are_left_over_run_as_a_smaller_size_where_that_costs_less(length: int | None) -> None:
+    def per_row(sizes: Any, longest: Any) -> Any:
+        return 1.0 + sizes * np.maximum(longest, 1.0)
+
+    sizes = (1, 2, 4, 8, 16, 32)
+    batch = planner(per_row, preferred_batch_sizes=sizes).choose(jobs_of([length] * 17), 0.0)
+    assert batch is not None
+    assert len(batch.jobs) == batch.rows == 16
 
 
-def is_allowed(lengths: Sequence[int], ends: Sequence[int], size: int, tokens: int | None) -> bool:
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        count = end - start
-        if count > size or (tokens is not None and count > 1 and count * lengths[end - 1] > tokens):
-            return False
-    return True
+def test_a_ceiling_bounds_batches_below_the_budget() -> None:
+    ceiling = TokenCeiling()
+    bounded = planner(linear_cost(10_000), ceiling=ceiling, max_batch_tokens=1000)
+    assert len(chosen(bounded.choose(jobs_of([50] * 30), 0.0))) == 20
+    ceiling.failed(1000, 20)
+    batch = bounded.choose(jobs_of([50] * 30), 0.0)
+    assert len(chosen(batch)) == 10
+    assert batch is not None
+    assert batch.closed_by == "budget"
+    assert chosen(bounded.choose(jobs_of([900]), 0.0)) == [0]
 
 
-def steps_cost(sizes: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A measured cost: it grows in steps, not in a line."""
-    steps: NDArray[np.float64] = 7.0 + np.ceil(sizes / 3) * np.maximum(4, longest) ** 1.5
-    return steps
+def test_where_jobs_have_no_length_a_ceiling_bounds_their_number() -> None:
+    ceiling = TokenCeiling()
+    ceiling.failed(32, 32)
+    assert len(chosen(planner(ceiling=ceiling).choose(jobs_of([None] * 40), 0.0))) == 16
 
 
-@property_test
-@given(
-    st.lists(st.integers(0, 200), min_size=1, max_size=9).map(sorted),
-    st.integers(1, 10),
-    st.one_of(st.none(), st.integers(1, 600)),
-    st.sampled_from([linear_cost(0), linear_cost(30), linear_cost(400), steps_cost]),
-)
-def test_the_cut_costs_what_the_best_of_all_cuts_costs(
-    lengths: list[int], size: int, tokens: int | None, cost: CostFunction
-) -> None:
-    ends = cut(lengths, cost, size, tokens)
-    assert is_allowed(lengths, ends, size, tokens)
-    allowed = [other for other in cuts(len(lengths)) if is_allowed(lengths, other, size, tokens)]
-    best = min(cost_of(lengths, other, cost) for other in allowed)
-    assert cost_of(lengths, ends, cost) == pytest.approx(best)
+def test_a_decision_looks_at_no_more_jobs_than_may_wait() -> None:
+    longest = 0
+
+    def noting(sizes: Any, lengths: Any) -> Any:
+        nonlocal longest
+        longest = max(longest, int(np.max(lengths)))
+        return 1500.0 + sizes * lengths
+
+    planner(noting, max_batch_size=4, look_ahead=2).choose(jobs_of(range(1, 30)), 0.0)
+    assert longest == 8
 
 
-def test_nothing_is_cut_into_nothing() -> None:
-    assert cut([], linear_cost(), 4, None) == []
+def test_every_reason_is_explained() -> None:
+    assert list(CLOSED_BY) == ["full", "budget", "deadline", "age", "nothing left", "cost"]
+
+
+def test_a_batch_whose_time_is_up_says_so() -> None:
+    batch = planner(max_wait_ms=500).choose(jobs_of([None, None]), 0.5)
+    assert batch is not None
+    assert batch.closed_by == "age"

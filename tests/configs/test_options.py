@@ -13,6 +13,11 @@ AMOUNT: list[Any] = [-1, -0.5, NAN, INF, "5", None, True]
 BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "max_batch_size": (COUNT, "a whole number from 1 up"),
     "max_batch_tokens": ([0, -1, 1.5, "9", True], "None or a whole number from 1 up"),
+    "preferred_batch_sizes": (
+        [4, "4", (0,), (8, 4), (4, 4), (33,), (1.5,), None],
+        "ascending whole numbers from 1 up to max_batch_size",
+    ),
+    "small_batch_threshold": ([0, -1, 1.5, "9", True], "None or a whole number from 1 up"),
     "max_wait_ms": (AMOUNT, "a finite number of ms from 0 up"),
     "look_ahead": (COUNT, "a whole number of batches from 1 up"),
     "max_age_ms": ([-1, -INF, NAN, "5", None, True], "a number of ms from 0 up, or inf"),

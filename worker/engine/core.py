@@ -123,7 +123,7 @@ class Core:
             self.waited_s += now - self._waits_since
             self._waits_since = None
         cost = self._costs.get(batch.task)
-        expected_s = float(cost(len(batch.jobs), batch.longest)) / 1000 if cost else 0.0
+        expected_s = float(cost(batch.rows, batch.longest)) / 1000 if cost else 0.0
         if expected_s >= _WORTH_COLLATING_AHEAD_S:
             self.collate_at = now + max(0.0, expected_s - 2 * self._collate_s)
 
@@ -137,7 +137,7 @@ class Core:
         self.collate_at = _NEVER
         self.ran_s += batch.run_s
         if whole and batch.task in self._costs:
-            self._costs[batch.task].observe(len(batch.jobs), batch.longest, 1000 * batch.run_s)
+            self._costs[batch.task].observe(batch.rows, batch.longest, 1000 * batch.run_s)
         if whole and batch.task in self._ceilings:
             self._ceilings[batch.task].succeeded(batch_tokens(batch.jobs))
         if more or self.preparing or not self.nothing_waits:

@@ -46,9 +46,14 @@ class Engine:
         """Get ready to serve `models`, by task name; `planners` default to a `GreedyPlanner` each."""
         task_options = {name: model.options for name, model in models.items()}
         self._ceilings = {name: TokenCeiling() for name in models}
-        self._costs = {name: CostModel(its.max_batch_size, its.max_batch_tokens) for name, its in task_options.items()}
+        self._costs = {
+            name: CostModel(its.max_batch_size, its.max_batch_tokens, its.preferred_batch_sizes)
+            for name, its in task_options.items()
+        }
         if planners is None:
-            planners = {name: GreedyPlanner(its, self._costs[name]) for name, its in task_options.items()}
+            planners = {
+                name: GreedyPlanner(its, self._costs[name], self._ceilings[name]) for name, its in task_options.items()
+            }
         self._models = models
         self._front = front
         self._options = options

@@ -37,7 +37,7 @@ class Runner:
     def collate(self, batch: Batch) -> Collated | Sent | None:
         """Put a batch together ahead of its run; None where it cannot be: running it will tell whose fault it is."""
         try:
-            collated = collate(self._models[batch.task], [job.item for job in batch.jobs])
+            collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
             return self._staging.send(collated) if self._staging else collated
         except BaseException:  # a batcher is the user's code
             logger.debug("A batch of %s could not be put together ahead of its run.", batch.task, exc_info=True)
@@ -56,7 +56,7 @@ class Runner:
 
         def forward(items: Sequence[Any]) -> list[Any]:
             # What was put together ahead serves the first try alone: the halves of a batch that fails are made anew.
-            together = ahead.pop() if ahead else collate(model, items)
+            together = ahead.pop() if ahead else collate(model, items, batch.sizes)
             return run(model, together.receive() if isinstance(together, Sent) else together, device)
 
         def free(jobs: Sequence[Job]) -> None:
