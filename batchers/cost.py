@@ -9,9 +9,9 @@ attention). It may be asked about shapes that were never run. Above it, what was
 the law is corrected by the ratio that was found there. So a device may be odd (flat up to thousands of tokens, or no
 faster in batches), and every shape has an answer. The outcome is made to grow with n and with L.
 
-Judged by what the planner's batches cost, beyond those it would choose if it knew the true costs, on seven synthetic
-devices with and without a warm-up (those of tests/batchers/test_cost.py): 2 % on average and 10 % at worst with both layers,
-4 and 18 % with the law alone, 6 and 44 % with a table alone.
+Judged by what the planner's batches cost beyond those it would choose if it knew the true costs, on the seven devices
+of tests/batchers/test_cost.py, with and without a warm-up: 2 % on average and 10 % at worst with both layers, 4 and
+18 % with the law alone, 6 and 44 % with a table alone.
 """
 
 from collections import deque

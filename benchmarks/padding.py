@@ -210,10 +210,10 @@ def _report(runs: list[dict[str, Any]], decisions: list[float], jobs: int) -> Re
             for run in runs
         ],
         notes=[
-            "Cost as a multiple of the optimum / share of what is computed that is padding. Costs are in tokens: launch + "
-            f"jobs x longest. {jobs:,} jobs, {SIZE} in a batch at most.",
-            f"Sorted windows and Batchery look {OPTIONS.look_ahead} full batches ahead; the optimum and fixed buckets see all "
-            "of the queue (a bucket waits until it is full, however long).",
+            "Cost as a multiple of the optimum / share of what is computed that is padding. Costs are in tokens: "
+            f"launch + jobs x longest. {jobs:,} jobs, {SIZE} in a batch at most.",
+            f"Sorted windows and Batchery look {OPTIONS.look_ahead} full batches ahead; the optimum and fixed buckets "
+            "see all of the queue (a bucket waits until it is full, however long).",
             f"batchery knows the costs; learning, it starts knowing nothing and measures with {NOISE:.0%} of noise. A "
             f"decision takes {figures['decision_ms']:.2g} ms of CPU time (median).",
         ],
