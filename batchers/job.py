@@ -13,7 +13,7 @@ UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED"
 CLOSED_BY: Mapping[str, str] = {
     "full": "it has as many jobs as a batch may have",
     "budget": "one more job would exceed the token budget, or what is known to fit into memory",
-    "deadline": "it was cut short, or put before others, because a job would have expired else",
+    "deadline": "it went before others because a job in it would have expired else",
     "age": "its time was up: max_wait_ms was over, or a job that had waited max_age_ms went before others",
     "nothing left": "no other waiting job goes with these",
     "cost": "one more job would cost more than it saves",

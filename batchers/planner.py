@@ -12,7 +12,6 @@ else arrives.
 Which others: padding is what costs, so jobs of one shape class are sorted by length and cut by what batches cost.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Protocol
@@ -65,7 +64,7 @@ class GreedyPlanner:
         batch = self._around(aged or turn, waiting)
         late = None if aged else self._at_risk(batch, waiting, now)
         if late is not None:
-            batch = self._around(late, waiting, 1000 * (_deadline(late) - now))
+            batch = self._around(late, waiting)
         waited = self._options.max_wait_ms > 0 and self._may_grow(batch, waiting)
         if waited and now < self.due_at(waiting):
             return None
@@ -86,17 +85,20 @@ class GreedyPlanner:
         return due_at
 
     def _at_risk(self, batch: Batch, waiting: Sequence[Job], now: float) -> Job | None:
-        """Return the job with the earliest deadline of those that are lost if `batch` runs now, and not yet lost."""
+        """Return the job with the earliest deadline of those that are lost if `batch` runs first, and not yet lost.
+
+        A batch is not cut short for a deadline in it: in overload ever smaller batches would make ever more jobs late.
+        """
         urgent = [job for job in waiting if job.deadline is not None]
         if not urgent:
             return None
-        longest = max(batch.jobs, key=_length_or_0)
-        takes = self._ms([longest], len(batch.jobs))
         inside = set(map(id, batch.jobs))
+        if not (urgent := [job for job in urgent if id(job) not in inside]):
+            return None
+        takes = self._ms([max(batch.jobs, key=_length_or_0)], len(batch.jobs))
         alone = self._ms(urgent, 1)
         slack = 1000 * (np.array([*map(_deadline, urgent)]) - now)
-        ends = takes + np.where([id(job) in inside for job in urgent], 0, alone)
-        at_risk = [urgent[index] for index in np.flatnonzero((alone <= slack) & (slack < ends))]
+        at_risk = [urgent[index] for index in np.flatnonzero((alone <= slack) & (slack < takes + alone))]
         return min(at_risk, key=_deadline, default=None)
 
     def _ms(self, jobs: Sequence[Job], count: int) -> NDArray[np.float64]:
@@ -116,28 +118,28 @@ class GreedyPlanner:
             size = min(size, limit)
         return Limits(size, tokens, options.preferred_batch_sizes)
 
-    def _around(self, turn: Job, waiting: Sequence[Job], slack_ms: float = float("inf")) -> Batch:
-        """Return the best batch that `turn` is in; one that does not take longer than `slack_ms` if that can be."""
+    def _around(self, turn: Job, waiting: Sequence[Job]) -> Batch:
+        """Return the best batch that `turn` is in."""
         others = [job for job in waiting if job is not turn and job.shape_class == turn.shape_class]
         if len(set(map(self._rank, others))) > 1:
             others.sort(key=self._rank)
         others = others[: self._options.max_waiting - 1]
         if turn.length is None or None in set(map(_length, others)):
-            return self._in_order(turn, others, slack_ms)
-        return self._by_length(turn, others, slack_ms)
+            return self._in_order(turn, others)
+        return self._by_length(turn, others)
 
-    def _in_order(self, turn: Job, others: list[Job], slack_ms: float) -> Batch:
+    def _in_order(self, turn: Job, others: list[Job]) -> Batch:
         jobs = [turn, *others]
-        rows = self._limits(lengths=False).rows()
-        prices = self._cost(rows[: len(jobs)], np.array(0))
-        count = best_count(prices)
-        if prices[count - 1] > slack_ms:
-            count, closed_by = best_count(prices[: _fitting(prices, slack_ms)]), "deadline"
+        limits = self._limits(lengths=False)
+        rows = limits.rows()
+        count = best_count(self._cost(rows[: len(jobs)], np.array(0)))
+        if count == len(rows):
+            closed_by = "budget" if limits.max_size < self._options.max_batch_size else "full"
         else:
-            closed_by = "full" if count == len(rows) else "nothing left" if count == len(jobs) else "cost"
+            closed_by = "nothing left" if count == len(jobs) else "cost"
         return Batch(turn.task, jobs[:count], closed_by, sizes=self._options.preferred_batch_sizes)
 
-    def _by_length(self, turn: Job, others: list[Job], slack_ms: float) -> Batch:
+    def _by_length(self, turn: Job, others: list[Job]) -> Batch:
         # Of equally long jobs those whose turn comes first stand next to the job whose turn it is, and so share its
         # batch: `others` is in the order of service, and sorting is stable.
         shorter = sorted((job for job in reversed(others) if _length(job) < _length(turn)), key=_length)
@@ -147,14 +149,6 @@ class GreedyPlanner:
         prices = price([*map(_length, jobs)], self._cost, limits)
         start, end = batch_around(prices, place, backlog=2 * len(jobs) >= self._options.max_waiting)
         closed_by = self._closed_by(jobs, start, end, limits)
-        if prices[end - 1, end - start - 1] > slack_ms:
-            # The longer ones go, and as many of the others as it takes, the shortest first.
-            count = _fitting(prices[place, : end - start], slack_ms)
-            start = max(start, place + 1 - count)
-            end = min(start + count, bisect_right(jobs, _length(turn), hi=end, key=_length))
-            inner = batch_around(prices[start:end], place - start, backlog=False)
-            start, end = start + inner[0], start + inner[1]
-            closed_by = "deadline"
         return Batch(turn.task, jobs[start:end], closed_by, sizes=self._options.preferred_batch_sizes)
 
     def _may_grow(self, batch: Batch, waiting: Sequence[Job]) -> bool:
@@ -170,12 +164,6 @@ class GreedyPlanner:
         if not limits.allow(count + 1, _length(jobs[min(end, len(jobs) - 1)])):
             return "budget"
         return "nothing left" if count == len(jobs) else "cost"
-
-
-def _fitting(prices: NDArray[np.float64], most: float) -> int:
-    """Return for how many jobs, one at least, a batch costs no more than `most`; `prices` are for 1, 2, ... jobs."""
-    fitting = np.flatnonzero(prices <= most)
-    return int(fitting[-1]) + 1 if len(fitting) else 1
 
 
 def _length_or_0(job: Job) -> int:

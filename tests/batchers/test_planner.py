@@ -276,7 +276,10 @@ def test_a_ceiling_bounds_batches_below_the_budget() -> None:
 def test_where_jobs_have_no_length_a_ceiling_bounds_their_number() -> None:
     ceiling = TokenCeiling()
     ceiling.failed(32, 32)
-    assert len(chosen(planner(ceiling=ceiling).choose(jobs_of([None] * 40), 0.0))) == 16
+    batch = planner(ceiling=ceiling).choose(jobs_of([None] * 40), 0.0)
+    assert len(chosen(batch)) == 16
+    assert batch is not None
+    assert batch.closed_by == "budget"
 
 
 def test_a_decision_looks_at_no_more_jobs_than_may_wait() -> None:
