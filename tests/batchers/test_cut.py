@@ -1,5 +1,6 @@
 """The cut of a line of jobs into batches: as good as the best there is, and never worse than one by one."""
 
+import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -121,6 +122,28 @@ def test_a_measurement_that_is_a_little_high_does_not_shrink_batches() -> None:
     prices = np.array([5 + 0.5 * count for count in range(1, 33)])
     prices[31] *= 1.02
     assert best_count(prices) == 32
+
+
+def cost_of_a_queue(lengths: Sequence[int], launch: float, *, backlog: bool) -> float:
+    """What all batches cost if 256 jobs of the queue are seen at a time and the oldest one's batch runs."""
+    queue, seen, total = list(enumerate(lengths)), list[tuple[int, int]](), 0.0
+    while queue or seen:
+        missing = 256 - len(seen)
+        seen, queue = seen + queue[:missing], queue[missing:]
+        line = sorted((length, seq) for seq, length in seen)
+        turn = line.index(min(line, key=lambda place: place[1]))
+        prices = price([length for length, _ in line], linear_cost(launch), Limits(32))
+        start, end = batch_around(prices, turn, backlog=backlog)
+        total += prices[end - 1, end - start - 1]
+        chosen = {seq for _, seq in line[start:end]}
+        seen = [job for job in seen if job[0] not in chosen]
+    return total
+
+
+def test_in_a_backlog_it_pays_to_look_beyond_the_best_cut_of_those_at_hand() -> None:
+    chance = random.Random(5)
+    lengths = [min(512, max(1, round(chance.lognormvariate(3.55, 1.9)))) for _ in range(2000)]
+    assert cost_of_a_queue(lengths, 5000, backlog=True) < 0.98 * cost_of_a_queue(lengths, 5000, backlog=False)
 
 
 @property_test
