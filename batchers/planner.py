@@ -33,6 +33,10 @@ class Planner(Protocol):
         """Return the batch to run now, its jobs taken from `waiting`; None where it is better to wait."""
         ...
 
+    def set_options(self, options: Options) -> None:
+        """Plan under other options from now on."""
+        ...
+
     def due_at(self, waiting: Sequence[Job]) -> float:
         """Return the time from which `choose` answers with a batch, whether or not more jobs come."""
         ...
@@ -53,6 +57,10 @@ class GreedyPlanner:
         self._cost = cost or CostModel(options.max_batch_size, options.max_batch_tokens)
         self._ceiling = ceiling or TokenCeiling()
         self._rank = _priority if options.small_batch_threshold is None else self._small_first
+
+    def set_options(self, options: Options) -> None:
+        """See `Planner.set_options`."""
+        self._options = options
 
     def choose(self, waiting: Sequence[Job], now: float) -> Batch | None:
         """See `Planner.choose`."""

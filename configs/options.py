@@ -5,9 +5,18 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 
+class OptionError(ValueError):
+    """The value of one option is wrong, whatever the others are. (Options that contradict each other: ValueError.)"""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        """Refuse `value` for the option `name`."""
+        super().__init__(f"{name} = {value!r} is not possible: it must be {allowed}.")
+        self.name = name
+
+
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{name} = {value!r} is not possible: it must be {allowed}.")
+        raise OptionError(name, value, allowed)
 
 
 def _is_count(value: object) -> bool:
@@ -22,6 +31,10 @@ def _is_ascending(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
     return all(map(_is_count, value)) and all(low < high for low, high in pairwise(value))
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +90,10 @@ TASK_OPTION_NAMES: Sequence[str] = tuple(option.name for option in fields(TaskOp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """How one worker claims, holds and settles."""
+    """What one worker serves, and how it claims, holds and settles."""
 
+    #: Names of the batch tasks that are loaded and served; None: all of the app's.
+    tasks: Sequence[str] | None = None
     #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
     device: str = "auto"
     #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.
@@ -95,6 +110,9 @@ class WorkerOptions:
     drain_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.tasks is not None:
+            _require(_is_names(self.tasks), "tasks", self.tasks, "None or a list of the names of batch tasks")
+            object.__setattr__(self, "tasks", tuple(self.tasks))
         _require(isinstance(self.device, str) and self.device != "", "device", self.device, '"auto" or a torch device')
         threads = self.preprocess_threads
         _require(_is_count(threads), "preprocess_threads", threads, "a whole number from 1 up")

@@ -2,9 +2,12 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
+from celery.app.annotations import resolve_all
+
+from ..configs import TASK_OPTION_NAMES
 from .signature import CallSignature
 
 
@@ -46,11 +49,11 @@ def _check_takes_batch(run: CallSignature, source: str) -> None:
         raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.") from None
 
 
-def check_budget(task: Any) -> None:
-    """Raise a ValueError if the task's token budget cannot be kept; its batcher may be made by `load`."""
-    if task.max_batch_tokens is not None and task.length is None and not hasattr(task.batcher, "length"):
+def check_budget(task: Any, max_batch_tokens: int | None) -> None:
+    """Raise a ValueError if the task cannot keep a token budget; its batcher may be made by `load`."""
+    if max_batch_tokens is not None and task.length is None and not hasattr(task.batcher, "length"):
         raise ValueError(
-            f"max_batch_tokens = {task.max_batch_tokens!r} needs to know an item's length: give length=, or a batcher "
+            f"max_batch_tokens = {max_batch_tokens!r} needs to know an item's length: give length=, or a batcher "
             "that has a length()."
         )
 
@@ -62,3 +65,20 @@ def check_acknowledgement(task_class: Any) -> None:
             f"acks_late = {task_class.acks_late!r} is not possible: a job is acknowledged with its result, or a worker "
             "that dies would lose its batch. Leave acks_late out."
         )
+
+
+def annotated_options(task_class: Any) -> Set[str]:
+    """Return the names of the batching options that the app's `task_annotations` set for a bound class."""
+    annotations = resolve_all(task_class.app.annotations, task_class)
+    return {name for annotation in annotations for name in annotation} & {*TASK_OPTION_NAMES}
+
+
+def option_sources(task: Any, root: Any) -> dict[str, str]:
+    """Return where each batching option of `task` comes from; `root` is the class with the defaults: `BatchTask`."""
+    sources = dict.fromkeys(TASK_OPTION_NAMES, "default")
+    classes = type(task).__mro__
+    for owner in reversed(classes[: classes.index(root)]):
+        for name in vars(owner).keys() & sources:
+            # Celery writes annotations into the class: an inherited one is written in the class it was meant for.
+            sources[name] = "task_annotations" if name in vars(owner).get("_annotated", ()) else "code"
+    return sources | dict.fromkeys(vars(task).keys() & sources, "code")

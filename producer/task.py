@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self
 
 from celery import Task
@@ -11,7 +11,7 @@ from ..batchers import Batcher, ListBatcher
 from ..batchers.forward import forward
 from ..configs import TASK_OPTION_NAMES, TaskOptions, resolve_device
 from .alone import Alone
-from .definition import check_acknowledgement, check_budget, naming, read_definition
+from .definition import annotated_options, check_acknowledgement, check_budget, naming, option_sources, read_definition
 from .signature import CallSignature, stands_alone
 from .submit import BulkResult, delay_many, with_enqueue_time
 
@@ -35,6 +35,8 @@ class BatchTask(Task):
     As a class, override `predict`, and `load`, `preprocess`, `postprocess` as needed; `preprocess`'s signature is the
     task's. An exception instance in an output slot is that job's failure alone; what a per-item hook raises is that
     job's failure too.
+
+    Every option of configs.TaskOptions is an attribute too, with its default there: `max_batch_size`, `max_wait_ms`...
     """
 
     abstract = True
@@ -50,16 +52,6 @@ class BatchTask(Task):
     #: The torch device name that the model was loaded on; None before that.
     device: str | None = None
 
-    # The batching options: see configs.TaskOptions.
-    max_batch_size: int = 32
-    max_batch_tokens: int | None = None
-    preferred_batch_sizes: Sequence[int] = ()
-    small_batch_threshold: int | None = None
-    max_wait_ms: float = 0.0
-    look_ahead: int = 8
-    max_age_ms: float = 10_000.0
-    batch_time_limit_s: float = 300.0
-
     #: A job is acknowledged with its result, never before: a killed worker loses nothing.
     acks_late = True
     #: As in Celery: exceptions after which a job is sent again. The worker retries each job by itself, never a batch.
@@ -67,6 +59,8 @@ class BatchTask(Task):
     _signature: ClassVar[CallSignature]
     #: Whether `run` gets a list for each parameter of a call, and not the batch as it is.
     _run_gets_columns: ClassVar[bool]
+    #: The batching options that `task_annotations` have set.
+    _annotated: ClassVar[Set[str]] = frozenset()
     _load_lock: ClassVar[threading.RLock]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -92,6 +86,7 @@ class BatchTask(Task):
     def on_bound(cls, app: Any) -> None:
         """Check what `task_annotations` have set."""
         super().on_bound(app)
+        cls._annotated = annotated_options(cls)
         with naming(cls):
             check_acknowledgement(cls)
             _options_of(cls)
@@ -175,6 +170,11 @@ class BatchTask(Task):
             return _options_of(self)
 
     @property
+    def option_sources(self) -> dict[str, str]:
+        """Where each batching option comes from: "default", "code" or "task_annotations"."""
+        return option_sources(self, BatchTask)
+
+    @property
     def runs_user_code_per_item(self) -> bool:
         """Whether preparing an item runs the user's code (a builtin such as `len` does not count)."""
         own = type(self).preprocess is not BatchTask.preprocess or self.preprocess_many is not None
@@ -242,7 +242,7 @@ class BatchTask(Task):
                 try:
                     self.load(self.device)
                     with naming(self):
-                        check_budget(self)
+                        check_budget(self, self.max_batch_tokens)
                 except BaseException:
                     self.device = None
                     raise
@@ -259,6 +259,10 @@ class BatchTask(Task):
     def _run_prepared(self, items: list[Any], device: str) -> list[Any]:
         outputs = _map_sound(lambda sound: forward(self, sound, device, self.preferred_batch_sizes), items)
         return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
+
+
+for _name in TASK_OPTION_NAMES:
+    setattr(BatchTask, _name, getattr(TaskOptions(), _name))
 
 
 def _options_of(task: BatchTask | type[BatchTask]) -> TaskOptions:

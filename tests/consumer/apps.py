@@ -221,7 +221,7 @@ app = make_app(
     os.environ.get("RESULTS_URL"),
     **json.loads(os.environ.get("CONF", "{}")),
 )
-setup(app, WorkerOptions(**json.loads(os.environ.get("OPTIONS", "{}"))))
+setup(app, WorkerOptions(**json.loads(os.environ["OPTIONS"])) if "OPTIONS" in os.environ else None)
 
 
 def watch(name: str) -> None:

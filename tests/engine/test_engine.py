@@ -529,6 +529,9 @@ class BrokenPlanner:
     def due_at(self, waiting: Sequence[Job]) -> float:
         return 0.0
 
+    def set_options(self, options: Any) -> None:
+        pass
+
 
 def test_a_planner_that_raises_breaks_the_engine_instead_of_hanging_it(
     start: StartEngine, front: FakeFront, jobs: Jobs

@@ -13,6 +13,7 @@ Names of Celery's and kombu's that are private, or might as well be, and that th
 
 import gc
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.concurrency import solo, thread
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import CeleryCommandException, ImproperlyConfigured
 from celery.utils.functional import noop
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
@@ -28,13 +29,14 @@ from kombu import Consumer as KombuConsumer
 from kombu.serialization import prepare_accept_content
 
 from ...batchers import BatcheryError
-from ...producer import BatchTask
+from ...configs import ConfigurationError
 from ..broker import Doorbell, Leases, Queue, connect
 from ..broker.keeper import Keeper
 from ..engine import Engine
 from .front import BrokerFront
 from .hub import HubCalls
-from .setup import options_of
+from .settings import Settings
+from .setup import configuration_of
 from .store import ResultStore
 
 logger = logging.getLogger(__name__)
@@ -83,15 +85,24 @@ class BatchConsumer(Consumer):
         app, pool = kwargs["app"], kwargs["pool"]
         _refuse_what_cannot_work(app, pool)
         app.amqp.Consumer = QuietConsumer
-        self.batch_tasks = {name: task for name, task in app.tasks.items() if isinstance(task, BatchTask)}
+        try:
+            self.settings = Settings(app, configuration_of(app))
+        except ConfigurationError as error:  # one that Celery's command line shows without a traceback
+            raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
+        self.batch_tasks = self.settings.tasks
+        self._options = self.settings.worker
+        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.batch_tasks) or "none")
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Any], None] = noop
         self._to_pool = on_task_request
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
     def _on_task_request(self, request: Any) -> None:
-        if request.task.name in self.batch_tasks:
+        name = request.task.name
+        if name in self.batch_tasks:
             self._front.take(request)
+        elif name in self.settings.unserved:
+            self._front.leave_to_others(request)
         else:
             self._to_pool(request)
 
@@ -134,7 +145,7 @@ class BatchConsumer(Consumer):
             self.engine = None
 
     def _start_engine(self) -> None:
-        options = self._options = options_of(self.app)
+        options = self._options
         channel = self.connection.default_channel
         client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
         leases = Leases(client, lease_s=options.lease_s)

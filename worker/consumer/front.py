@@ -79,6 +79,8 @@ class BrokerFront:
         self._turn = 0
         #: Whether the last claim took all there was: the doorbell, which looks again, is asked first then.
         self._emptied = False
+        #: Names of tasks whose messages were left to other workers.
+        self._left: set[str] = set()
 
     # -- Claiming ----------------------------------------------------------------------------------------------------
 
@@ -211,6 +213,25 @@ class BrokerFront:
         job = Job(request.id, request.task.name, args, kwargs, request, time.monotonic(), claim.seq, _priority(request))
         job.deadline = deadline
         self.engine.submit([job])
+
+    def leave_to_others(self, request: Any) -> None:
+        """Let go of a message whose task is served elsewhere: any worker may have it once its lease is over. Hub.
+
+        Given back at once, it would come back at once.
+        """
+        tag = request.message.delivery_tag
+        self._with_celery.discard(tag)
+        claim = self._leases.find(tag)
+        if claim is not None:
+            self._leases.forget([claim])
+        on_hub.gone([request])
+        if request.task.name not in self._left:
+            self._left.add(request.task.name)
+            logger.error(
+                "A call of %s was sent to a queue of this worker, which does not serve that task. Such calls wait here "
+                "for a worker that does, each time for one lease: send them to another queue.",
+                request.task.name,
+            )
 
     def _request(self, claim: Claim) -> Any:
         message = to_kombu(claim, self._channel, self._consumer.accept)

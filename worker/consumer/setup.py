@@ -1,31 +1,43 @@
 """setup: makes an app's workers run batch tasks in batches."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
-from ...configs import WorkerOptions
+from ...configs import Configuration, WorkerOptions, load_configuration
+from . import control  # noqa: F401 - Celery's command line knows only the commands of modules that are imported
 
 CONSUMER = "batchery.worker.consumer.consumer:BatchConsumer"
 _STOCK_CONSUMER = "celery.worker.consumer:Consumer"
 
 
-def setup(app: Celery, options: WorkerOptions | None = None) -> None:
+def setup(app: Celery, config: WorkerOptions | str | Path | None = None) -> None:
     """Make the workers of `app` run its `BatchTask`s in batches; call it where the app is made.
+
+    `config` is the name of a shipped preset (default, cpu, gpu), the path of a TOML file, or options; without it
+    `BATCHERY_CONFIG` names a preset or a file. It is read by the worker: a caller needs no such file.
 
     It chooses the consumer, and the pool in which plain tasks run; whatever of these the app sets by itself stays.
     A caller's process needs no setup, and is not changed by it.
     """
-    app.batchery_options = options or WorkerOptions()
+    if config is not None and not isinstance(config, WorkerOptions | str | Path):
+        raise TypeError(f"setup(app, {config!r}): give a preset's name, the path of a TOML file, or WorkerOptions.")
+    app.batchery_config = config
     # Not weak: nobody else holds on to the function.
     app.on_after_configure.connect(_choose_consumer_and_pool, sender=app, weak=False)
     if app.configured:
         _choose_consumer_and_pool(app)
 
 
-def options_of(app: Celery) -> WorkerOptions:
-    """Return the options that `setup` was given for `app`."""
-    return getattr(app, "batchery_options", None) or WorkerOptions()
+def configuration_of(app: Celery) -> Configuration:
+    """Return what holds for a worker of `app`, as `setup` was told, or else the environment.
+
+    Raises:
+        ConfigurationError: that cannot be read, or something in it is wrong.
+    """
+    return load_configuration(getattr(app, "batchery_config", None), os.environ)
 
 
 def _choose_consumer_and_pool(sender: Celery, **_: Any) -> None:

@@ -35,10 +35,7 @@ class Core:
         self._costs = costs or {}
         self._ceilings = ceilings or {}
         self._waiting: dict[str, list[Job]] = {name: [] for name in planners}
-        widest = max(options.values(), key=lambda option: option.max_waiting, default=TaskOptions())
-        #: What waits, and a batch each that runs, is put together and is being settled.
-        self._most_held = widest.max_waiting + 3 * widest.max_batch_size
-        self._least_claimed = max(1, self._most_held // 8)
+        self.bound(options)
         self._held = 0
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
@@ -53,6 +50,13 @@ class Core:
         #: Seconds that batches ran, and seconds that the device waited between two of them although work was there.
         self.ran_s = self.waited_s = 0.0
         self._numbers = count(1)
+
+    def bound(self, options: Mapping[str, TaskOptions]) -> None:
+        """Hold no more than these options ask for, by task name."""
+        widest = max(options.values(), key=lambda option: option.max_waiting, default=TaskOptions())
+        #: What waits, and a batch each that runs, is put together and is being settled.
+        self._most_held = widest.max_waiting + 3 * widest.max_batch_size
+        self._least_claimed = max(1, self._most_held // 8)
 
     @property
     def held(self) -> int:

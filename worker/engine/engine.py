@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ...batchers import Batch, BatchFailed, CostModel, GreedyPlanner, Job, Outcome, Planner, TokenCeiling
-from ...configs import WorkerOptions
+from ...configs import TaskOptions, WorkerOptions
 from .core import Core
 from .counts import Counts
 from .device import Device
@@ -58,6 +58,7 @@ class Engine:
         self._front = front
         self._options = options
         self._task_options = task_options
+        self._planners = planners
         self._clock = clock
         self._core = Core(task_options, planners, self._costs, self._ceilings)
         # One lock, and a condition for each thing that a thread waits for: waking the wrong thread costs the GIL twice.
@@ -194,6 +195,16 @@ class Engine:
                 "cost_ms": self._costs[task].export(),
             }
 
+    def set_options(self, task: str, options: TaskOptions) -> None:
+        """Plan `task`'s batches under other options from now on. Any thread."""
+        with self._lock:
+            self._task_options[task] = options
+            self._planners[task].set_options(options)
+            self._core.bound(self._task_options)
+            # A batch may be due now, and more may be claimed.
+            self._device.work_came()
+            self._room.notify_all()
+
     # -- Claim and preprocess ----------------------------------------------------------------------------------------
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -228,7 +239,7 @@ class Engine:
             self._prepare(model, jobs)
             return
         # An equal part for each thread, and no part so large that the device waits for it.
-        size = min(-(-len(jobs) // self._options.preprocess_threads), model.options.max_batch_size)
+        size = min(-(-len(jobs) // self._options.preprocess_threads), self._task_options[model.name].max_batch_size)
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             try:

@@ -1,0 +1,44 @@
+"""Remote control: `celery inspect batching` and `celery control batching_set`.
+
+They are known to Celery's command line once an app imports `batchery.setup`: nothing heavy is imported here.
+"""
+
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.worker.control import control_command, inspect_command
+
+from ...configs import from_text
+
+logger = get_logger(__name__)
+
+
+@inspect_command()
+def batching(state: Any, **_: Any) -> dict[str, Any]:
+    """Batch tasks' options, where each comes from, and what the engine has done."""
+    consumer = state.consumer
+    settings = getattr(consumer, "settings", None)
+    if settings is None:
+        return {"error": "This worker does not run Batchery's consumer: see batchery.setup."}
+    engine = consumer.engine
+    return {**settings.report(), "engine": engine.stats() if engine is not None else "starting"}
+
+
+@control_command(
+    args=[("task", str), ("option", str), ("value", str)],
+    signature="<task> <option> <value>",
+)
+def batching_set(state: Any, task: str = "", option: str = "", value: Any = "", **_: Any) -> dict[str, str]:
+    """Change a batch task's option until the worker ends, as: search.embed max_batch_size 128."""
+    consumer = state.consumer
+    settings = getattr(consumer, "settings", None)
+    if settings is None:
+        return {"error": "This worker does not run Batchery's consumer: see batchery.setup."}
+    try:
+        options = settings.set(task, option, from_text(value) if isinstance(value, str) else value)
+    except ValueError as error:
+        return {"error": str(error)}
+    if consumer.engine is not None:
+        consumer.engine.set_options(task, options)
+    logger.info("Task %s: %s is %r now, by remote control.", task, option, getattr(options, option))
+    return {"ok": f"{task}: {option} is {getattr(options, option)} now"}
