@@ -18,7 +18,8 @@ def naming(task: Any) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         name = task.name or getattr(task, "__qualname__", type(task).__qualname__)
-        raise type(error)(f"Task {name}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Task {name}: {error}") from error
 
 
 def read_definition(task_class: Any, root: Any) -> tuple[CallSignature, bool]:

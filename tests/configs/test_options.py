@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from batchery.configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions
+from batchery.configs import TASK_OPTION_NAMES, OptionError, TaskOptions, WorkerOptions
 
 INF, NAN = float("inf"), float("nan")
 COUNT: list[Any] = [0, -1, 1.0, "64", None, True]
@@ -24,6 +24,7 @@ BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "batch_time_limit_s": ([0, *AMOUNT], "a finite number of seconds above 0"),
 }
 BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
+    "tasks": (["embed", ["embed", 3], [""], 3, {"embed"}], "None or a list of the names of batch tasks"),
     "device": (["", None, 0], '"auto" or a torch device'),
     "preprocess_threads": (COUNT, "a whole number from 1 up"),
     "lease_s": ([0, 0.5, *AMOUNT], "a finite number of seconds from 1 up"),
@@ -43,8 +44,9 @@ BAD = [
 def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(
     options: Any, name: str, value: Any, allowed: str
 ) -> None:
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the message is compared in full
+    with pytest.raises(OptionError) as refusal:
         options(**{name: value})
+    assert refusal.value.name == name
     assert str(refusal.value) == f"{name} = {value!r} is not possible: it must be {allowed}."
 
 
@@ -67,7 +69,7 @@ def test_the_worker_takes_a_device_by_name_and_waits_for_nothing_if_told_so() ->
 
 def test_every_setting_is_tested_here() -> None:
     assert set(BAD_TASK_OPTIONS) == {field.name for field in dataclasses.fields(TaskOptions)}
-    assert set(BAD_WORKER_OPTIONS) <= {field.name for field in dataclasses.fields(WorkerOptions)}
+    assert set(BAD_WORKER_OPTIONS) == {field.name for field in dataclasses.fields(WorkerOptions)}
 
 
 def test_settings_do_not_change_once_they_are_made() -> None:
@@ -75,6 +77,14 @@ def test_settings_do_not_change_once_they_are_made() -> None:
         TaskOptions().max_batch_size = 3  # type: ignore[misc]  # the point of the test
     with pytest.raises(dataclasses.FrozenInstanceError):
         WorkerOptions().device = "cpu"  # type: ignore[misc]
+
+
+def test_the_tasks_of_a_worker_do_not_change_with_the_list_they_came_in() -> None:
+    names = ["embed"]
+    options = WorkerOptions(tasks=names)
+    names.append("classify")
+    assert options.tasks == ("embed",)
+    assert WorkerOptions(tasks=[]).tasks == ()
 
 
 def test_look_ahead_is_counted_in_full_batches() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from batchery.configs import TASK_OPTION_NAMES, TaskOptions
 from celery import Celery
 
 from batchery import BatchTask, ListBatcher, PadBatcher
@@ -16,7 +17,7 @@ def echo(items: list[Any]) -> list[Any]:
 
 def decorate(app: Celery, function: Callable[..., Any] = echo, **options: Any) -> BatchTask:
     """Define a task by the decorator, as an app does."""
-    app.task(base=BatchTask, **{"name": "good", **options})(function)
+    app.task(**{"name": "good", "base": BatchTask, **options})(function)
     task: BatchTask = app.tasks[options.get("name", "good")]
     return task
 
@@ -131,6 +132,35 @@ def test_annotations_change_options_and_a_bad_one_is_refused_with_the_tasks_name
     assert decorate(app).options.max_batch_size == 7
     with pytest.raises(ValueError, match="^Task bad: max_batch_size = 0"):
         decorate(app, name="bad")
+
+
+def test_a_task_has_every_batching_option_with_its_default() -> None:
+    assert define()().options == TaskOptions()
+    assert set(define()().option_sources.values()) == {"default"}
+
+
+def test_a_task_knows_where_each_option_comes_from(app: Celery) -> None:
+    app.conf.task_annotations = {"good": {"max_wait_ms": 3, "max_age_ms": 10_000.0, "rate_limit": "9/s"}}
+
+    class Base(BatchTask):
+        max_wait_ms = 1
+        look_ahead = 8  # said, though it is the default
+
+    task = decorate(app, base=Base, max_batch_size=7)
+    task.batch_time_limit_s = 5.0
+    assert task.option_sources == dict.fromkeys(TASK_OPTION_NAMES, "default") | {
+        "max_wait_ms": "task_annotations",
+        "max_age_ms": "task_annotations",
+        "look_ahead": "code",
+        "max_batch_size": "code",
+        "batch_time_limit_s": "code",
+    }
+    assert task.options.max_wait_ms == 3
+
+
+def test_annotations_for_all_tasks_count_as_such(app: Celery) -> None:
+    app.conf.task_annotations = {"*": {"max_batch_size": 7}}
+    assert decorate(app).option_sources["max_batch_size"] == "task_annotations"
 
 
 def test_options_set_on_the_task_itself_are_checked_too() -> None:

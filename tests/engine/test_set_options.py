@@ -1,0 +1,71 @@
+"""A running engine's options may change: from the next batch, and the next claim, the new ones hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchery.configs import TaskOptions
+
+from tests.engine.conftest import StartEngine
+from tests.engine.fakes import FakeFront, FakeModel, Gate, Jobs
+
+
+class Held:
+    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.batches: list[list[Any]] = []
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.batches.append(items)
+        self.gate.pass_through()
+        return items
+
+
+def test_the_next_batch_has_the_new_size(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, 3, 4, 5))
+    front.wait_until_all_are_claimed()
+    engine.set_options("double", TaskOptions(max_batch_size=4))
+    held.gate.open()
+    front.wait_for_outcomes(6)
+    assert held.batches == [[0], [1, 2, 3, 4], [5]]
+
+
+def test_a_batch_that_waits_for_more_jobs_runs_once_it_need_not(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    engine = start(FakeModel(max_wait_ms=1e9))
+    front.put(*jobs.many(1, 2))
+    front.wait_until_all_are_claimed()
+    assert front.answers() == {}
+    engine.set_options("double", TaskOptions())
+    front.wait_for_outcomes(2)
+
+
+def test_more_jobs_are_claimed_where_batches_become_larger(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held, max_batch_size=1, look_ahead=1))
+    front.put(*jobs.many(*range(30)))
+    held.gate.wait_until_reached()
+    front.wait_for(lambda: len(front.claimed) == 4, "as many are claimed as may be held")
+    engine.set_options("double", TaskOptions(max_batch_size=29))
+    front.wait_until_all_are_claimed()
+    held.gate.open()
+    front.wait_for_outcomes(30)
+    assert held.batches == [[0], [*range(1, 30)]]
+
+
+def test_a_batch_that_runs_hangs_by_the_new_time_limit(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held = Held()
+    engine = start(FakeModel(predict=held))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    assert not engine.hung
+    engine.set_options("double", TaskOptions(batch_time_limit_s=1e-9))
+    assert engine.hung
+    held.gate.open()
