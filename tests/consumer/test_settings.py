@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batchery.configs import ConfigurationError, WorkerOptions, load_configuration
+from batchery.configs import TASK_OPTION_NAMES, ConfigurationError, WorkerOptions, load_configuration
 from batchery.worker.consumer.settings import RUNTIME_OPTIONS, Settings
 from batchery.worker.consumer.setup import configuration_of
 from celery import Celery
@@ -58,9 +58,8 @@ def test_the_defaults_of_a_file_hold_where_code_and_annotations_say_nothing(app:
     embed, classify = (app.tasks[name].options for name in ("search.embed", "classify"))
     assert (embed.max_batch_size, embed.max_wait_ms, embed.batch_time_limit_s) == (64, 3, 5)
     assert (classify.max_batch_size, classify.max_wait_ms, classify.batch_time_limit_s) == (5, 5, 5)
-    assert settings.report()["tasks"]["search.embed"]["from"] == {
+    assert settings.report()["tasks"]["search.embed"]["from"] == dict.fromkeys(TASK_OPTION_NAMES, "default") | {
         "max_batch_size": "code",
-        "max_batch_tokens": "default",
         "max_wait_ms": "task_annotations",
         "look_ahead": "code",
         "max_age_ms": "task_annotations",
