@@ -14,6 +14,7 @@ from .batchers import (
     PadBatcher,
     StackBatcher,
 )
+from .configs import WorkerOptions
 from .producer import BatchTask, BulkResult
 from .worker import Host, setup
 
@@ -33,6 +34,7 @@ __all__ = [
     "OutputMismatch",
     "PadBatcher",
     "StackBatcher",
+    "WorkerOptions",
     "__version__",
     "setup",
 ]

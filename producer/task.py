@@ -17,7 +17,8 @@ from .submit import BulkResult, delay_many, with_enqueue_time
 
 #: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
 #: puts into a decorated class: `_decorated`, `_dump_pydantic_arguments`. An `_orig_run` keeps Celery from wrapping
-#: `run` for `autoretry_for`, which would retry a whole batch: the worker retries each job by itself.
+#: `run` for `autoretry_for`, which would retry a whole batch: the worker retries each job by itself. And, in
+#: definition.py, `celery.app.annotations.resolve_all`.
 
 #: Functions given as options of the decorator (`length=len`); they must not turn into methods.
 _FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+import click
 import pytest
 from celery import Celery
 from celery.app import amqp, trace
-from celery.worker import state, strategy
+from celery.app.annotations import resolve_all
+from celery.exceptions import CeleryCommandException
+from celery.worker import control, state, strategy
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
@@ -66,6 +69,24 @@ def test_the_handler_of_messages_takes_one_message() -> None:
 def test_the_task_consumer_is_made_by_app_amqp() -> None:
     assert "self.Consumer(" in inspect.getsource(amqp.AMQP.TaskConsumer)
     assert issubclass(amqp.AMQP.Consumer, KombuConsumer)
+
+
+def test_the_router_takes_its_queues_and_tells_a_tasks_route() -> None:
+    app = Celery(broker="memory://", set_as_current=False)
+    assert [*app.amqp.queues.consume_from] == ["celery"]
+    router = app.amqp.Router({**app.amqp.queues}, create_missing=False)
+    assert names(router.route) == ["options", "name", "args", "kwargs", "task_type"]
+    assert router.route({}, "any")["queue"].name == "celery"
+    app.close()
+
+
+def test_annotations_are_resolved_by_a_function() -> None:
+    assert names(resolve_all) == ["anno", "task"]
+
+
+def test_remote_control_commands_are_registered_by_name() -> None:
+    assert {"batching", "batching_set"} <= {*control.Panel.meta}
+    assert isinstance(CeleryCommandException("m", exit_code=1), click.ClickException)
 
 
 def test_a_kombu_consumer_consumes_queue_by_queue() -> None:

@@ -4,7 +4,7 @@ Names of Celery's and kombu's that are private, or might as well be, and that th
 
 - `celery.worker.consumer.Consumer`: `on_task_request`, `create_task_handler`, `call_soon_ack`, `stop`, `shutdown`,
   `task_consumer`, `event_dispatcher`, `strategies`, `Blueprint.default_steps`
-- `app.amqp.Consumer`, the class of the worker's task consumer
+- `app.amqp.Consumer`, the class of the worker's task consumer; `app.amqp.Router`, `app.amqp.queues.consume_from`
 - kombu's Redis channel: `pool`, `priority_steps`, `sep`, `global_keyprefix`
 - `celery.worker.state`: `task_reserved`, `task_ready`, `requests`, `active_requests`, `scheduled_requests`,
   `total_count`, `all_total_count`, `revoked`, `should_stop`

@@ -12,16 +12,16 @@ from ...configs import from_text
 
 logger = get_logger(__name__)
 
+_OTHER_CONSUMER = {"error": "This worker does not run batch tasks: its app does not call batchery.setup(app)."}
+
 
 @inspect_command()
 def batching(state: Any, **_: Any) -> dict[str, Any]:
     """Batch tasks' options, where each comes from, and what the engine has done."""
     consumer = state.consumer
-    settings = getattr(consumer, "settings", None)
-    if settings is None:
-        return {"error": "This worker does not run Batchery's consumer: see batchery.setup."}
-    engine = consumer.engine
-    return {**settings.report(), "engine": engine.stats() if engine is not None else "starting"}
+    if not hasattr(consumer, "settings"):
+        return _OTHER_CONSUMER
+    return {**consumer.settings.report(), "engine": consumer.engine.stats() if consumer.engine else "starting"}
 
 
 @control_command(
@@ -31,11 +31,10 @@ def batching(state: Any, **_: Any) -> dict[str, Any]:
 def batching_set(state: Any, task: str = "", option: str = "", value: Any = "", **_: Any) -> dict[str, str]:
     """Change a batch task's option until the worker ends, as: search.embed max_batch_size 128."""
     consumer = state.consumer
-    settings = getattr(consumer, "settings", None)
-    if settings is None:
-        return {"error": "This worker does not run Batchery's consumer: see batchery.setup."}
+    if not hasattr(consumer, "settings"):
+        return _OTHER_CONSUMER
     try:
-        options = settings.set(task, option, from_text(value) if isinstance(value, str) else value)
+        options = consumer.settings.set(task, option, from_text(value) if isinstance(value, str) else value)
     except ValueError as error:
         return {"error": str(error)}
     if consumer.engine is not None:
