@@ -18,7 +18,7 @@ from .options import OptionError, TaskOptions, WorkerOptions
 CONFIG_VARIABLE = "BATCHERY_CONFIG"
 TASKS_VARIABLE = "BATCHERY_TASKS"
 
-#: TOML has no word for None: where an option may be None, this is it.
+#: TOML has no word for None: where a task's option may be None, which is no limit, this is it.
 _NONE = "none"
 
 _KINDS: Mapping[type[TaskOptions] | type[WorkerOptions], tuple[str, str]] = {
@@ -31,9 +31,11 @@ _TOP_LEVEL = ("preset", "worker", "defaults", "tasks")
 class ConfigurationError(ValueError):
     """Everything that is wrong with a configuration, one line each."""
 
-    def __init__(self, source: str, problems: Iterable[str]) -> None:
+    def __init__(self, source: str, problems: Iterable[str], rest: "Configuration | None" = None) -> None:
         """Refuse what `source` says."""
         self.problems = tuple(problems)
+        #: What is right in it, in which more may be wrong; None if it could not be read at all.
+        self.rest = rest
         super().__init__("\n  - ".join([f"This configuration cannot be used: {source}", *self.problems]))
 
 
@@ -68,26 +70,29 @@ def load_configuration(given: WorkerOptions | str | Path | None, environ: Mappin
     Raises:
         ConfigurationError: it cannot be read, or something in it is wrong.
     """
+    problems: Collection[str] = ()
     if isinstance(given, WorkerOptions):
         usual = WorkerOptions()
         set_here = [name for name in _names(WorkerOptions) if getattr(given, name) != getattr(usual, name)]
         said = Configuration(source="setup()", worker=given, worker_sources=dict.fromkeys(set_here, "code"))
     elif given is not None:
-        said = _read(given, "setup()")
+        said, problems = _read(given, " (by setup())")
     elif environ.get(CONFIG_VARIABLE):
-        said = _read(environ[CONFIG_VARIABLE], CONFIG_VARIABLE)
+        said, problems = _read(environ[CONFIG_VARIABLE], f" (by {CONFIG_VARIABLE})")
     else:
-        said = _read("default", None)
+        said, problems = _read("default", "")
     names = [name.strip() for name in environ.get(TASKS_VARIABLE, "").split(",") if name.strip()]
-    if not names:
-        return said
-    sources = {**said.worker_sources, "tasks": TASKS_VARIABLE}
-    return replace(said, worker=replace(said.worker, tasks=names), worker_sources=sources)
+    if names:
+        sources = {**said.worker_sources, "tasks": TASKS_VARIABLE}
+        said = replace(said, worker=replace(said.worker, tasks=names), worker_sources=sources)
+    if problems:
+        raise ConfigurationError(said.source, problems, said)
+    return said
 
 
-def nearest(word: str, possible: Collection[str]) -> str:
+def nearest(word: object, possible: Collection[str]) -> str:
     """Say which of `possible` was meant, if one is like `word`, and what is possible."""
-    close = difflib.get_close_matches(word, possible, 1)
+    close = difflib.get_close_matches(f"{word}", possible, 1)
     meant = f'Did you mean "{close[0]}"? ' if close else ""
     return f"{meant}Possible: {', '.join(sorted(possible)) or 'none'}."
 
@@ -113,7 +118,7 @@ def option_value(kind: type[TaskOptions] | type[WorkerOptions], name: str, value
         OptionError: it is not possible, whatever the other options are.
     """
     (option,) = (option for option in fields(kind) if option.name == name)
-    if value == _NONE and NoneType in get_args(option.type):
+    if value == _NONE and kind is TaskOptions and NoneType in get_args(option.type):
         return None
     try:
         kind(**{name: value})
@@ -139,11 +144,9 @@ class _Reader:
         preset = document.get("preset")
         below = ""
         if isinstance(preset, str) and preset in _presets():
-            below = f", on top of {self.read(_parse(_preset_text(preset)), f'preset {preset}')}"
+            below = f", on top of {self.read(tomllib.loads(_preset_text(preset)), f'preset {preset}')}"
         elif preset is not None:
-            self.problems.append(
-                f"preset = {preset!r} is none of the shipped presets. {nearest(f'{preset}', _presets())}"
-            )
+            self.problems.append(f"preset = {preset!r} is none of the shipped presets. {nearest(preset, _presets())}")
         unknown = [key for key in document if key not in _TOP_LEVEL]
         self.problems += [f"{key}: {_misplaced(key, _TOP_LEVEL)}" for key in unknown]
         self.worker |= self._settings(WorkerOptions, document.get("worker", {}), "[worker]", source)
@@ -153,7 +156,9 @@ class _Reader:
             self.problems.append("tasks: must be tables, one for each task: [tasks.embed].")
             tasks = {}
         for name, table in tasks.items():
-            self.tasks.setdefault(name, {}).update(self._settings(TaskOptions, table, task_table(name), source))
+            settings = self._settings(TaskOptions, table, task_table(name), source)
+            if not _has_tables(table):  # else its head is not the name that was meant
+                self.tasks.setdefault(name, {}).update(settings)
         return source + below
 
     def _settings(
@@ -179,45 +184,42 @@ class _Reader:
         return settings
 
 
-def _read(choice: str | Path, by: str | None) -> Configuration:
+def _read(choice: str | Path, by: str) -> tuple[Configuration, Collection[str]]:
+    """Return what a preset or a file says, and what is wrong with it; `by` says who chose it."""
     is_path = isinstance(choice, Path) or choice.endswith(".toml") or "/" in choice or "\\" in choice
     source = f"{choice}" if is_path else f"preset {choice}"
-    told = f"{source} (by {by})" if by else source
-    if is_path:
-        try:
-            text = Path(choice).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ConfigurationError(told, [f"It cannot be read, from {Path.cwd()}: {reason}."]) from error
-    elif choice in _presets():
-        text = _preset_text(f"{choice}")
-    else:
-        raise ConfigurationError(
-            told, [f"No such preset. {nearest(f'{choice}', _presets())} (A path to a file ends in .toml.)"]
-        )
+    if not is_path and choice not in _presets():
+        problem = f"There is no such preset. {nearest(choice, _presets())} (A path to a file ends in .toml.)"
+        raise ConfigurationError(source + by, [problem])
     reader = _Reader()
     try:
-        stack = reader.read(_parse(text), source)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(told, [f"This is no TOML: {error}."]) from error
+        stack = reader.read(tomllib.loads(_file_text(choice) if is_path else _preset_text(f"{choice}")), source)
+    except OSError as error:
+        problem = f"It cannot be read, from {Path.cwd()}: {error.strerror or error}."
+        raise ConfigurationError(source + by, [problem]) from error
+    except ValueError as error:  # TOML's, and that of what is no UTF-8
+        raise ConfigurationError(source + by, [f"This is no TOML: {error}."]) from error
     worker = WorkerOptions()
     try:
         worker = WorkerOptions(**{name: setting.value for name, setting in reader.worker.items()})
-    except ValueError as error:
-        reader.problems.append(f"[worker] {error}")  # options that contradict each other
-    if reader.problems:
-        raise ConfigurationError(told, reader.problems)
-    return Configuration(
-        source=f"{stack} (by {by})" if by else stack,
+    except ValueError as error:  # options that contradict each other
+        reader.problems.append(f"[worker] {error}")
+    said = Configuration(
+        source=stack + by,
         worker=worker,
         worker_sources={name: setting.source for name, setting in reader.worker.items()},
         defaults=reader.defaults,
         tasks=reader.tasks,
     )
+    return said, reader.problems
 
 
-def _parse(text: str) -> Mapping[str, Any]:
-    return tomllib.loads(text)
+def _file_text(path: str | Path) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _has_tables(table: object) -> bool:
+    return isinstance(table, dict) and any(isinstance(value, dict) for value in table.values())
 
 
 def _presets() -> Collection[str]:

@@ -107,12 +107,12 @@ def test_a_file_goes_on_top_of_the_preset_that_it_names(write: Write) -> None:
     assert said.source == "deployment.toml, on top of preset cpu (by setup())"
 
 
-def test_none_is_written_as_a_word_where_an_option_may_be_none(write: Write) -> None:
-    said = load_configuration(write('[worker]\ntasks = "none"\n[tasks.embed]\nmax_batch_tokens = "none"'), {})
-    assert said.worker.tasks is None
+def test_no_limit_is_written_as_a_word_where_there_may_be_none(write: Write) -> None:
+    said = load_configuration(write('[tasks.embed]\nmax_batch_tokens = "none"'), {})
     assert said.tasks["embed"]["max_batch_tokens"].value is None
-    assert problems(write('[tasks.embed]\nmax_batch_size = "none"')) == [
-        "[tasks.embed] max_batch_size = 'none' is not possible: it must be a whole number from 1 up."
+    assert problems(write('worker.tasks = "none"\n[tasks.embed]\nmax_batch_size = "none"')) == [
+        "[worker] tasks = 'none' is not possible: it must be a list of names of batch tasks; without it all are served.",
+        "[tasks.embed] max_batch_size = 'none' is not possible: it must be a whole number from 1 up.",
     ]
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_read_is_refused(write: Write, tmp_path: Path) -> 
 
 def test_a_preset_that_does_not_exist_is_refused_with_the_nearest() -> None:
     assert problems("gpuu") == [
-        'No such preset. Did you mean "gpu"? Possible: cpu, default, gpu. (A path to a file ends in .toml.)'
+        'There is no such preset. Did you mean "gpu"? Possible: cpu, default, gpu. (A path to a file ends in .toml.)'
     ]
 
 

@@ -187,7 +187,9 @@ def test_calls_that_a_worker_does_not_serve_wait_for_one_that_does(
 
 def test_a_worker_with_a_wrong_file_leaves_at_once_with_all_that_is_wrong(tmp_path: Path, server: str) -> None:
     file = tmp_path / "wrong.toml"
-    file.write_text("[tasks.ecko]\nmax_batch_size = 3\n[tasks.plain]\n[tasks.total]\nmax_batch_tokens = 3")
+    file.write_text(
+        "[tasks.ecko]\nmax_batch_size = 3\n[tasks.plain]\n[tasks.total]\nmax_batch_tokens = 3\nmax_wait = 1"
+    )
     ran = subprocess.run(
         [sys.executable, "-m", "celery", "-A", APP, "worker"],
         cwd=ROOT,
@@ -199,6 +201,7 @@ def test_a_worker_with_a_wrong_file_leaves_at_once_with_all_that_is_wrong(tmp_pa
     shown = ran.stderr[ran.stderr.index("Error: ") :].splitlines()
     assert shown[0] == f"Error: This configuration cannot be used: {file} (by BATCHERY_CONFIG)"
     assert [line[:40] for line in shown[1:]] == [
+        "  - [tasks.total] max_wait: there is no ",
         "  - [tasks.ecko] names no batch task of ",
         "  - [tasks.plain] names a plain task; on",
         "  - Task total: max_batch_tokens = 3 nee",

@@ -35,8 +35,7 @@ from ..broker.keeper import Keeper
 from ..engine import Engine
 from .front import BrokerFront
 from .hub import HubCalls
-from .settings import Settings
-from .setup import configuration_of
+from .settings import settings_of
 from .store import ResultStore
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class BatchConsumer(Consumer):
         _refuse_what_cannot_work(app, pool)
         app.amqp.Consumer = QuietConsumer
         try:
-            self.settings = Settings(app, configuration_of(app))
+            self.settings = settings_of(app)
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
         self.batch_tasks = self.settings.tasks

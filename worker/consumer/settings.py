@@ -1,6 +1,6 @@
 """What holds in this worker: the batch tasks that it serves, and each one's options with where they come from."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ...configs import (
 )
 from ...producer import BatchTask
 from ...producer.definition import check_budget
+from .setup import configuration_of
 
 logger = get_logger(__name__)
 
@@ -35,14 +36,28 @@ RUNTIME_OPTIONS = (
 )
 
 
+def settings_of(app: Celery) -> "Settings":
+    """Apply the configuration of `app` to its tasks.
+
+    Raises:
+        ConfigurationError: it cannot be read, is wrong, or does not fit the app: all of that at once.
+    """
+    try:
+        return Settings(app, configuration_of(app))
+    except ConfigurationError as error:
+        if error.rest is None:
+            raise
+        return Settings(app, error.rest, error.problems)
+
+
 class Settings:
     """The configuration of one worker, applied to its tasks."""
 
-    def __init__(self, app: Celery, configuration: Configuration) -> None:
+    def __init__(self, app: Celery, configuration: Configuration, problems: Iterable[str] = ()) -> None:
         """Choose the tasks and set their options.
 
         Raises:
-            ConfigurationError: the configuration does not fit this app's tasks, or its queues.
+            ConfigurationError: there are `problems` already, or it does not fit this app's tasks, or its queues.
         """
         self.source = configuration.source
         self.worker: WorkerOptions = configuration.worker
@@ -54,7 +69,7 @@ class Settings:
         #: The app's other batch tasks: their messages are left to other workers.
         self.unserved: Collection[str] = sorted(known.keys() - self.tasks.keys())
         self._sources = {name: dict(task.option_sources) for name, task in self.tasks.items()}
-        problems = [*self._unknown_names(app, known, configuration)]
+        problems = [*problems, *self._unknown_names(app, known, configuration)]
         if known.keys() >= {*wanted}:
             problems += self._contested_queues(app)
         for name in self.tasks:
