@@ -74,7 +74,9 @@ def load_configuration(given: WorkerOptions | str | Path | None, environ: Mappin
     if isinstance(given, WorkerOptions):
         usual = WorkerOptions()
         set_here = [name for name in _names(WorkerOptions) if getattr(given, name) != getattr(usual, name)]
-        said = Configuration(source="setup()", worker=given, worker_sources=dict.fromkeys(set_here, "code"))
+        said = Configuration(
+            source="WorkerOptions (by setup())", worker=given, worker_sources=dict.fromkeys(set_here, "code")
+        )
     elif given is not None:
         said, problems = _read(given, " (by setup())")
     elif environ.get(CONFIG_VARIABLE):

@@ -111,9 +111,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         if self.tasks is not None:
-            _require(
-                _is_names(self.tasks), "tasks", self.tasks, "a list of names of batch tasks; without it all are served"
-            )
+            _require(_is_names(self.tasks), "tasks", self.tasks, "a list of names of tasks; without it all are served")
             object.__setattr__(self, "tasks", tuple(self.tasks))
         _require(isinstance(self.device, str) and self.device != "", "device", self.device, '"auto" or a torch device')
         threads = self.preprocess_threads

@@ -111,7 +111,7 @@ def test_no_limit_is_written_as_a_word_where_there_may_be_none(write: Write) -> 
     said = load_configuration(write('[tasks.embed]\nmax_batch_tokens = "none"'), {})
     assert said.tasks["embed"]["max_batch_tokens"].value is None
     assert problems(write('worker.tasks = "none"\n[tasks.embed]\nmax_batch_size = "none"')) == [
-        "[worker] tasks = 'none' is not possible: it must be a list of names of batch tasks; without it all are served.",
+        "[worker] tasks = 'none' is not possible: it must be a list of names of tasks; without it all are served.",
         "[tasks.embed] max_batch_size = 'none' is not possible: it must be a whole number from 1 up.",
     ]
 

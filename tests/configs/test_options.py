@@ -24,7 +24,7 @@ BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "batch_time_limit_s": ([0, *AMOUNT], "a finite number of seconds above 0"),
 }
 BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
-    "tasks": (["embed", ["embed", 3], [""], 3, {"embed"}], "a list of names of batch tasks; without it all are served"),
+    "tasks": (["embed", ["embed", 3], [""], 3, {"embed"}], "a list of names of tasks; without it all are served"),
     "device": (["", None, 0], '"auto" or a torch device'),
     "preprocess_threads": (COUNT, "a whole number from 1 up"),
     "lease_s": ([0, 0.5, *AMOUNT], "a finite number of seconds from 1 up"),

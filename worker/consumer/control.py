@@ -3,14 +3,14 @@
 They are known to Celery's command line once an app imports `batchery.setup`: nothing heavy is imported here.
 """
 
+import logging
 from typing import Any
 
-from celery.utils.log import get_logger
 from celery.worker.control import control_command, inspect_command
 
 from ...configs import from_text
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _OTHER_CONSUMER = {"error": "This worker does not run batch tasks: its app does not call batchery.setup(app)."}
 

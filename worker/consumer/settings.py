@@ -1,12 +1,12 @@
 """What holds in this worker: the batch tasks that it serves, and each one's options with where they come from."""
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import QueueNotFound
-from celery.utils.log import get_logger
 
 from ...configs import (
     TASK_OPTION_NAMES,
@@ -23,7 +23,7 @@ from ...producer import BatchTask
 from ...producer.definition import check_budget
 from .setup import configuration_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Options that a running engine can change: nothing that was made at its start depends on them.
 RUNTIME_OPTIONS = (
