@@ -26,6 +26,7 @@ BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
 BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "tasks": (["embed", ["embed", 3], [""], 3, {"embed"}], "a list of names of tasks; without it all are served"),
     "device": (["", None, 0], '"auto" or a torch device'),
+    "warm_up_s": (AMOUNT, "a finite number of seconds from 0 up"),
     "preprocess_threads": (COUNT, "a whole number from 1 up"),
     "lease_s": ([0, 0.5, *AMOUNT], "a finite number of seconds from 1 up"),
     "claim_max_bytes": (COUNT, "a whole number of bytes from 1 up"),

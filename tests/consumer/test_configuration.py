@@ -117,7 +117,8 @@ def test_inspect_tells_each_value_and_where_it_comes_from(app: Celery, worker: W
     assert (echo["options"]["max_batch_size"], echo["from"]["max_batch_size"]) == (3, f"{file} [tasks.echo]")
     assert (echo["options"]["max_wait_ms"], echo["from"]["max_wait_ms"]) == (1, f"{file} [defaults]")
     assert told["tasks"]["gated"]["from"]["max_batch_size"] == "code"
-    assert told["engine"]["batches"] >= 0
+    assert told["engine"]["batches"] >= echo["figures"]["batches"] >= 2
+    assert echo["figures"]["closed_by"]["full"] >= 2
 
 
 # --- Remote control ---------------------------------------------------------------------------------------------------

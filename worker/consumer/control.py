@@ -21,7 +21,14 @@ def batching(state: Any, **_: Any) -> dict[str, Any]:
     consumer = state.consumer
     if not hasattr(consumer, "settings"):
         return _OTHER_CONSUMER
-    return {**consumer.settings.report(), "engine": consumer.engine.stats() if consumer.engine else "starting"}
+    report: dict[str, Any] = consumer.settings.report()
+    if consumer.engine is None:
+        return {**report, "engine": "starting"}
+    for name, told in report["tasks"].items():
+        figures = consumer.engine.figures(name)
+        # One number for each shape that ran: too many to read.
+        told["figures"] = {key: value for key, value in figures.items() if key != "cost_ms"}
+    return {**report, "engine": consumer.engine.stats()}
 
 
 @control_command(
