@@ -17,7 +17,7 @@ from celery import Celery
 
 from benchmarks.services import ROOT, Worker, celery_worker, wait_until
 from tests.consumer.apps import BATCHES
-from tests.consumer.conftest import APP, held_back
+from tests.consumer.conftest import APP, held_back, options
 
 WAIT = 30.0
 #: The queue of this file's worker; the tasks that it does not serve are sent to the app's other queue.
@@ -181,6 +181,12 @@ def test_calls_that_a_worker_does_not_serve_wait_for_one_that_does(
         assert [ordinary.get(timeout=WAIT), unusual.get(timeout=WAIT)] == [3, 7]
     app.control.add_consumer(QUEUE, destination=[worker.name], reply=True)
     assert worker.log.count(told) == 1
+
+
+def test_a_worker_without_batch_tasks_serves_plain_ones(app: Celery, server: str) -> None:
+    with celery_worker(APP, server, args=("-Q", "plain"), env=options(tasks=[])) as plain:
+        assert app.tasks["plain"].apply_async((7,), queue="plain").get(timeout=WAIT) == 7
+        assert inspect(app, plain)["tasks"] == {}
 
 
 # --- What a worker does not start with --------------------------------------------------------------------------------

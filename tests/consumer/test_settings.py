@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from batchery.configs import TASK_OPTION_NAMES, ConfigurationError, WorkerOptions, load_configuration
+from batchery.worker.consumer import control
 from batchery.worker.consumer.settings import RUNTIME_OPTIONS, Settings
 from batchery.worker.consumer.setup import configuration_of
 from celery import Celery
@@ -201,6 +203,12 @@ def test_what_can_be_set_at_run_time_is_options_of_tasks(app: Celery, tmp_path: 
         value = getattr(app.tasks["search.embed"], option)
         settings.set("search.embed", option, value)
     assert settings.set("search.embed", "max_batch_tokens", "none").max_batch_tokens is None
+
+
+@pytest.mark.parametrize("command", [control.batching, control.batching_set])
+def test_a_worker_of_an_app_without_setup_says_so(command: Any) -> None:
+    answer = command(SimpleNamespace(consumer=object()))
+    assert answer == {"error": "This worker does not run batch tasks: its app does not call batchery.setup(app)."}
 
 
 # --- setup ------------------------------------------------------------------------------------------------------------
