@@ -33,7 +33,7 @@ class Planner(Protocol):
         """Return the batch to run now, its jobs taken from `waiting`; None where it is better to wait."""
         ...
 
-    def set_options(self, options: Options) -> None:
+    def set_options(self, options: TaskOptions) -> None:
         """Plan under other options from now on."""
         ...
 
@@ -53,14 +53,14 @@ class GreedyPlanner:
         `cost` defaults to a `CostModel` that nobody teaches; one that is not in milliseconds cannot keep deadlines.
         `ceiling` bounds a batch below `max_batch_tokens`; where jobs have no length, it bounds their number.
         """
-        self._options = options
+        self.set_options(options)
         self._cost = cost or CostModel(options.max_batch_size, options.max_batch_tokens)
         self._ceiling = ceiling or TokenCeiling()
-        self._rank = _priority if options.small_batch_threshold is None else self._small_first
 
-    def set_options(self, options: Options) -> None:
+    def set_options(self, options: TaskOptions) -> None:
         """See `Planner.set_options`."""
         self._options = options
+        self._rank = _priority if options.small_batch_threshold is None else self._small_first
 
     def choose(self, waiting: Sequence[Job], now: float) -> Batch | None:
         """See `Planner.choose`."""

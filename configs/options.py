@@ -64,12 +64,9 @@ class TaskOptions:
         tokens = self.max_batch_tokens
         _require(tokens is None or _is_count(tokens), "max_batch_tokens", tokens, "None or a whole number from 1 up")
         sizes = self.preferred_batch_sizes
-        _require(
-            _is_ascending(sizes) and all(size <= self.max_batch_size for size in sizes),
-            "preferred_batch_sizes",
-            sizes,
-            "ascending whole numbers from 1 up to max_batch_size",
-        )
+        _require(_is_ascending(sizes), "preferred_batch_sizes", sizes, "a list of ascending whole numbers from 1 up")
+        if sizes and sizes[-1] > self.max_batch_size:
+            raise ValueError(f"preferred_batch_sizes = {sizes!r} exceed max_batch_size = {self.max_batch_size}.")
         small = self.small_batch_threshold
         _require(small is None or _is_count(small), "small_batch_threshold", small, "None or a whole number from 1 up")
         _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a finite number of ms from 0 up")

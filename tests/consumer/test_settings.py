@@ -122,6 +122,15 @@ def test_a_token_budget_for_items_without_a_length_is_refused_with_where_it_is_f
     assert problem.endswith("(max_batch_tokens = 100 is from c.toml [defaults].)")
 
 
+def test_options_are_refused_that_contradict_what_the_code_says_and_only_those(app: Celery, tmp_path: Path) -> None:
+    apply(app, tmp_path, '[tasks."search.embed"]\npreferred_batch_sizes = [8, 64]')
+    assert app.tasks["search.embed"].options.preferred_batch_sizes == [8, 64]
+    assert problems(app, tmp_path, "[tasks.classify]\npreferred_batch_sizes = [8, 64]") == [
+        "Task classify: preferred_batch_sizes = [8, 64] exceed max_batch_size = 32. "
+        "(preferred_batch_sizes = [8, 64] is from c.toml [tasks.classify].)"
+    ]
+
+
 def test_a_table_of_a_task_that_is_served_elsewhere_is_fine(app: Celery, tmp_path: Path) -> None:
     app.conf.task_routes = {"classify": "other"}
     settings = apply(app, tmp_path, "[tasks.classify]\nmax_batch_size = 5", BATCHERY_TASKS="search.embed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchery.batchers import GreedyPlanner
 from batchery.configs import TaskOptions
 
 from tests.engine.conftest import StartEngine
@@ -69,3 +70,15 @@ def test_a_batch_that_runs_hangs_by_the_new_time_limit(start: StartEngine, front
     engine.set_options("double", TaskOptions(batch_time_limit_s=1e-9))
     assert engine.hung
     held.gate.open()
+
+
+def test_small_requests_go_first_once_they_are_to(jobs: Jobs) -> None:
+    planner = GreedyPlanner(TaskOptions(max_batch_size=1))
+    waiting = jobs.many("long", length=90) + jobs.many("short", length=3)
+    first = planner.choose(waiting, now=0.0)
+    assert first is not None
+    assert first.jobs == waiting[:1]
+    planner.set_options(TaskOptions(max_batch_size=1, small_batch_threshold=5))
+    first = planner.choose(waiting, now=0.0)
+    assert first is not None
+    assert first.jobs == waiting[1:]

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 RUNTIME_OPTIONS = (
     "max_batch_size",
     "max_batch_tokens",
+    "small_batch_threshold",
     "max_wait_ms",
     "look_ahead",
     "max_age_ms",
