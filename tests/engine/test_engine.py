@@ -701,6 +701,50 @@ def test_nobody_wants_what_is_put_together_and_so_it_does_not_run(
     assert held.batches == [[0], [3]]
 
 
+def test_a_batch_that_may_still_grow_is_not_put_together_ahead(
+    ahead: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held, batcher = Held(), Recorded()
+    ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=3))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    for value in (1, 2):
+        front.put(jobs(value))
+        front.wait_until_all_are_claimed()
+    assert batcher.collated == [[0]]
+    front.put(jobs(3))
+    batcher.wait_for([0], [1, 2, 3])
+
+
+def test_a_more_urgent_job_opens_what_was_put_together(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    held, batcher = Held(), Recorded()
+    ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2, max_age_ms=float("inf")))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2, priority=9))
+    batcher.wait_for([0], [1, 2])
+    front.put(jobs(3, priority=0))
+    batcher.wait_for([0], [1, 2], [3, 1])
+    held.gate.open()
+    front.wait_for_outcomes(4)
+    assert held.batches == [[0], [3, 1], [2]]
+
+
+def test_what_nobody_wants_any_more_is_left_out_of_what_was_put_together(
+    ahead: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    held, batcher = Held(), Recorded()
+    ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
+    front.put(jobs(0))
+    held.gate.wait_until_reached()
+    front.put(*jobs.many(1, 2))
+    batcher.wait_for([0], [1, 2])
+    front.unwanted = {"double-1"}
+    held.gate.open()
+    front.wait_for_outcomes(2)
+    assert held.batches == [[0], [2]]
+
+
 # -- Memory ------------------------------------------------------------------------------------------------------------
 
 

@@ -94,8 +94,11 @@ class Core:
         """Take note of jobs that failed in preparation, or were not prepared any more; they are still held."""
         self.preparing -= count
 
-    def next_batch(self, now: float) -> Batch | None:
-        """Take the batch that runs now: that of the task with the oldest job among those that are due."""
+    def next_batch(self, now: float, *, ahead: bool = False) -> Batch | None:
+        """Take the batch that runs now: that of the task with the oldest job among those that are due.
+
+        For a batch that is put together `ahead` of its run, leave alone what others may still join.
+        """
         if self.draining:
             return None
         for name in sorted(
@@ -103,9 +106,15 @@ class Core:
         ):
             batch = self._planners[name].choose(self._waiting[name], now)
             if batch is not None:
+                if ahead and batch.closed_by == "nothing left":
+                    return None
                 self._remove(batch)
                 return batch
         return None
+
+    def reopen(self, batch: Batch) -> None:
+        """Let the jobs of a batch that does not run yet wait again."""
+        self._waiting[batch.task] = sorted([*batch.jobs, *self._waiting[batch.task]], key=_seq)
 
     def wake_at(self) -> float:
         """Return when `next_batch` is worth asking again though nothing came in."""

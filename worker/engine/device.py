@@ -13,6 +13,7 @@ from .settler import Settler
 from .staging import Sent
 
 _NEVER = float("inf")
+_LEAST_URGENT = 9
 
 
 class _Ready(NamedTuple):
@@ -26,8 +27,8 @@ class Device:
     """Plans, puts together and runs batches, until it is stopped.
 
     While a batch runs, the next one is an open plan: jobs may still join until putting it together has to start so that
-    the device does not wait. Where runs are too short for that to pay, or nothing waited in time, the device's thread
-    does all of it by itself.
+    the device does not wait, and a more urgent one opens it again until it runs. Where runs are too short for that to
+    pay, or the next batch may still grow when the device is free, the device's thread does all of it by itself.
     """
 
     def __init__(
@@ -56,10 +57,17 @@ class Device:
         self._ready: _Ready | None = None
         #: Whether a batch is being put together that neither waits nor is ready. Guarded by the lock.
         self.collating = False
+        #: Of the jobs that came since the batch was chosen that is put together or ready: the highest priority.
+        self._most_urgent = _LEAST_URGENT
         self._stopping = False
 
-    def work_came(self) -> None:
-        """Look at what waits. The lock is held."""
+    def work_came(self, jobs: Sequence[Job] = ()) -> None:
+        """Look at what waits, now that `jobs` do. The lock is held."""
+        if self.collating or self._ready is not None:
+            self._most_urgent = min([self._most_urgent, *(job.priority for job in jobs)])
+            if self._ready is not None and self._outdated(self._ready.batch):
+                self._core.reopen(self._ready.batch)
+                self._ready = None
         self._work.notify()
         if self._core.collates_ahead:
             self._ahead.notify()
@@ -101,7 +109,10 @@ class Device:
 
     def _next(self) -> _Ready | None:
         while (ready := self._wait()) is not None:
-            if ready.collated is not None or self._still_wanted(ready.batch):
+            count = len(ready.batch.jobs)
+            if self._still_wanted(ready.batch):
+                if len(ready.batch.jobs) < count:  # what was put together has more in it
+                    ready = _Ready(ready.batch, None)
                 with self._lock:
                     self._core.started(ready.batch, self._clock())
                     if self._core.collates_ahead:
@@ -133,8 +144,12 @@ class Device:
             with self._lock:
                 self.collating = False
                 self._core.collated(self._clock() - began)
-                if not self._core.draining and batch.jobs:
-                    self._ready, batch = _Ready(batch, collated), None
+                if batch.jobs and not self._core.draining:
+                    if self._outdated(batch):
+                        self._core.reopen(batch)
+                    else:
+                        self._ready = _Ready(batch, collated)
+                    batch = None
                 self._work.notify()
             if batch is not None:
                 self._return(batch.jobs)
@@ -144,11 +159,16 @@ class Device:
             while not self._stopping:
                 now = self._clock()
                 due_at = _NEVER if self._ready else self._core.collate_at
-                if due_at <= now and (batch := self._core.next_batch(now)) is not None:
+                if due_at <= now and (batch := self._core.next_batch(now, ahead=True)) is not None:
                     self.collating = True
+                    self._most_urgent = _LEAST_URGENT
                     return batch
                 self._ahead.wait(None if due_at == _NEVER or due_at <= now else due_at - now)
         return None
+
+    def _outdated(self, batch: Batch) -> bool:
+        """Whether a job came that is more urgent than one of this batch."""
+        return any(job.priority > self._most_urgent for job in batch.jobs)
 
     def _still_wanted(self, batch: Batch) -> bool:
         """Leave out the jobs that nobody wants any more; return whether any are left."""

@@ -262,8 +262,8 @@ class Engine:
             self._core.unprepared(len(failed))
             if not self._core.draining:
                 self._core.prepared(prepared, self._clock())
+                self._device.work_came(prepared)
                 prepared = []
-                self._device.work_came()
             else:
                 self._left.notify_all()
         if prepared:
