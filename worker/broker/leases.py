@@ -22,6 +22,8 @@ from .keys import Queue
 
 #: Jobs that one settle script takes: far below what Lua can unpack, and a few ms of the server's time.
 _SETTLE_CHUNK = 500
+#: Bytes of orphans that one sweep puts back: some 100 ms of the server's time.
+_ORPHAN_BYTES = 32 * 1024 * 1024
 
 
 class Claim(msgspec.Struct, eq=False, gc=False):
@@ -85,10 +87,13 @@ class Leases:
         with self._lock:
             return sorted(self._held.values(), key=lambda claim: claim.seq)
 
-    def claim(self, queues: Sequence[Queue], room: int, max_bytes: int) -> list[Claim]:
+    def claim(
+        self, queues: Sequence[Queue], room: int, max_bytes: int, limits: Sequence[int] | None = None
+    ) -> list[Claim]:
         """Claim at most `room` messages and `max_bytes`, but one message whatever its size; never waits.
 
-        Highest priority first; among equals the first of `queues` first, and the oldest message of a queue first.
+        `limits` are messages of each of `queues`, at most; None: `room` of each. Highest priority first; among equals
+        the first of `queues` first, and the oldest message of a queue first.
         """
         self._recover_unheard()
         first = self._sequence
@@ -98,7 +103,12 @@ class Leases:
         keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
         priorities = queues[0].priorities
         keys += [queue.lists[step] for step in range(len(priorities)) for queue in queues]
-        shares = [value for queue, count in zip(queues, mine, strict=True) for value in (queue.envelope_end, count)]
+        limits = limits or [room] * len(queues)
+        shares = [
+            value
+            for queue, count, limit in zip(queues, mine, limits, strict=True)
+            for value in (queue.envelope_end, count, limit)
+        ]
         args = [self._prefix, first, self._lease_s, room, max_bytes, len(queues), *shares, *priorities]
         # Whatever becomes of the answer, these numbers are used: a second claim must not meet the first one's tags.
         self._sequence += room
@@ -228,6 +238,6 @@ class Leases:
             self._run(
                 "give_back",
                 keys=[queue.unacked, queue.index, *queue.lists],
-                args=[len(queue.envelope_end), priorities, orphans, *tags],
+                args=[len(queue.envelope_end), priorities, orphans, _ORPHAN_BYTES, *tags],
             )
         )

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,17 @@ from celery.utils.functional import maybe_list
 from celery.worker import state
 
 from ...batchers import Batch, BatchFailed, Job, Outcome
+from ...configs import TaskOptions
 from ..broker import Claim, Doorbell, Leases, Queue, Settlement
+from ..engine import Room
 from . import hub as on_hub
 from .events import Events
 from .message import Ordinary, decode
-from .messages import LeaseChannel, to_kombu, to_request
+from .messages import LeaseChannel, addressee, to_kombu, to_request
 from .replay import make_replay, trace
 from .request import CurrentRequest, LightRequest
 from .store import ResultStore
+from .turns import CELERY, Turns
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -74,26 +77,28 @@ class BrokerFront:
         #: Tags of claims that Celery's own machinery has in hand.
         self._with_celery: set[str] = set()
         self._stopped = threading.Event()
-        #: Set whenever something we held has left.
-        self._freed = threading.Event()
-        self._turn = 0
+        self._turns = Turns()
         #: Whether the last claim took all there was: the doorbell, which looks again, is asked first then.
         self._emptied = False
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
+        widest = max((task.options.max_waiting for task in self._tasks.values()), default=0)
+        #: Jobs that Celery's own machinery may have in hand: as many as wait of any batch task.
+        self._most_with_celery = widest or TaskOptions().max_waiting
 
     # -- Claiming ----------------------------------------------------------------------------------------------------
 
-    def claim(self, room: int) -> list[Job]:
+    def claim(self, rooms: "Mapping[str, Room]") -> list[Job]:
         """See `Front.claim`."""
-        room -= len(self._with_celery) - len(state.scheduled_requests)
-        most = min(self._max_bytes[0], self._max_bytes[1] - self._leases.held_bytes)
-        queues = self._in_turn()
-        if room <= 0 or most <= 0 or not queues or self.engine.hung:
+        turn = self._turns.next(self._queues(), {**rooms, **self._room_with_celery()}, self._max_bytes[0])
+        if not turn.queues or self.engine.hung:
             self._wait_until_freed()
             return []
         if not self._emptied:
-            claims = self._persist(lambda: self._leases.claim(queues, room, most), until_done=True)
+            room = sum(turn.limits)
+            claims = self._persist(
+                lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True
+            )
             if claims:
                 self._emptied = len(claims) < room
                 self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
@@ -101,28 +106,26 @@ class BrokerFront:
         emptied, self._emptied = self._emptied, False
         if emptied:
             # What we just claimed is on its way to the device: our threads must not compete with it for the GIL.
-            self._freed.clear()
-            self._freed.wait(_AFTER_YOU_S)
-        if self._leases.withheld and not emptied:
+            self.engine.freed.wait(_AFTER_YOU_S)
+        if turn.left_out or (self._leases.withheld and not emptied):
             self._wait_until_freed()
         else:
-            self._persist(lambda: self._doorbell.wait(queues, _WAIT_S))
+            self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
         return []
 
+    def _room_with_celery(self) -> "dict[str, Room]":
+        """What Celery's own machinery may get: of bytes, what the batch tasks leave. ETAs are not counted as jobs."""
+        jobs = self._most_with_celery - len(self._with_celery) + len(state.scheduled_requests)
+        size = self._max_bytes[1] - self._leases.held_bytes
+        return {CELERY: Room(jobs, size)} if jobs > 0 and size >= self._max_bytes[1] // 8 else {}
+
     def _wait_until_freed(self) -> None:
-        self._freed.clear()
-        self._freed.wait(_WITHHELD_S)
+        self.engine.freed.wait(_WITHHELD_S)
         # A lease that was lost is acknowledged by nobody.
         self._with_celery -= {tag for tag in tuple(self._with_celery) if self._leases.find(tag) is None}
 
-    def _in_turn(self) -> Sequence[Queue]:
-        queues = list(self._queues())
-        self._turn += 1
-        split = self._turn % len(queues) if queues else 0
-        return queues[split:] + queues[:split]
-
     def _sort_out(self, claims: Sequence[Claim]) -> list[Job]:
-        now, jobs, others = time.monotonic(), [], []
+        now, jobs, others, brought = time.monotonic(), [], [], set()
         revoked, tasks = state.revoked, self._unlimited()
         for claim in claims:
             call = decode(claim.message)
@@ -130,6 +133,13 @@ class BrokerFront:
                 others.append(claim)
             else:
                 jobs.append(self._job(claim, call, now))
+                brought.add((claim.queue.name, call.headers.task))
+        for claim in others:
+            brought.add((claim.queue.name, CELERY))
+            task, _ = addressee(claim.message)
+            if task in self._tasks:  # it joins that task's jobs when Celery is through with it
+                brought.add((claim.queue.name, task))
+        self._turns.brought(brought)
         if jobs:
             requests = [job.reply for job in jobs]
             if signals.task_received.receivers:  # before any other signal of theirs
@@ -164,13 +174,14 @@ class BrokerFront:
             claim.seq,
             call.priority,
             None if call.expires_at is None else now + call.expires_at - server_time,
+            size=len(claim.message),
         )
 
     def interrupt(self) -> None:
         """See `Front.interrupt`."""
         self._stopped.set()
         self._doorbell.interrupted = True
-        self._freed.set()
+        self.engine.freed.set()
 
     # -- Celery's own way, on the hub --------------------------------------------------------------------------------
 
@@ -179,20 +190,25 @@ class BrokerFront:
         for claim in claims:
             if not self._leases.holds(claim):
                 continue
-            message = None
             try:
-                message = to_kombu(claim, self._channel, self._consumer.accept)
-                self._consumer.handle_message(message)
+                self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
-                self._give_up(claim, message, exc)
+                logger.error("This is no message of Celery's, it is dropped: %r", claim.message[:200], exc_info=exc)
+                self.refuse(claim.tag, exc)
 
-    def _give_up(self, claim: Claim, message: Any, error: Exception) -> None:
-        """Drop a message that Celery cannot make sense of; whoever waits for it, if it says who, learns why."""
-        logger.error("This is no message of Celery's, it is dropped: %r", claim.message[:200], exc_info=error)
-        task_id = (message.headers if message else {}).get("id")
-        if task_id:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        self.acknowledge(claim.tag)
+    def refuse(self, tag: str, error: Exception) -> None:
+        """Drop a message that Celery can make nothing of; whoever waits for it, if it says who, learns why. Hub."""
+        claim = self._leases.find(tag)
+        if claim is None:
+            return
+        _, task_id = addressee(claim.message)
+        if task_id is None:
+            self.acknowledge(tag)
+            return
+        request = state.requests.get(task_id)
+        if request is not None and not isinstance(request, LightRequest) and request.message.delivery_tag == tag:
+            on_hub.gone([request])
+        self._fail(task_id, claim, error)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: what waits for its ETA or its rate limit. On the hub."""
@@ -211,7 +227,7 @@ class BrokerFront:
         deadline = None if request.expires is None else time.monotonic() + request.expires.timestamp() - time.time()
         args, kwargs = request.args, request.kwargs
         job = Job(request.id, request.task.name, args, kwargs, request, time.monotonic(), claim.seq, _priority(request))
-        job.deadline = deadline
+        job.deadline, job.size = deadline, len(claim.message)
         self.engine.submit([job])
 
     def leave_to_others(self, request: Any) -> None:
@@ -321,7 +337,6 @@ class BrokerFront:
             for outcome in outcomes:
                 if id(outcome) not in done:
                     self._tell_celery(outcome)
-        self._freed.set()
 
     def _take_acks(self) -> list[Settlement]:
         return [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
@@ -363,19 +378,19 @@ class BrokerFront:
                 self._hub.call(_full(reply).on_success, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take in the outcome of %s.", reply)
-            self._fail(reply, exc)
+            self._fail(reply.id, claim, exc)
         if isinstance(reply, LightRequest):
             self._hub.call(on_hub.gone, [reply])
 
-    def _fail(self, reply: Any, error: Exception) -> None:
-        """End a job whose outcome Celery's tracer cannot take in; left alone it would run again and again."""
+    def _fail(self, task_id: str, claim: Claim, error: Exception) -> None:
+        """End a job that Celery's own code cannot take in; left alone it would run again and again."""
         try:
-            self._consumer.app.backend.mark_as_failure(reply.id, error)
+            self._consumer.app.backend.mark_as_failure(task_id, error)
         except Exception:
-            logger.exception("Nor could that be stored: %s runs again when its lease is over.", reply)
-            self._leases.forget([reply.claim])
+            logger.exception("Nor could that be stored: %s runs again when its lease is over.", task_id)
+            self._leases.forget([claim])
         else:
-            self.acknowledge(reply.claim.tag)
+            self.acknowledge(claim.tag)
 
     def give_back(self, jobs: Sequence[Job]) -> None:
         """See `Front.give_back`."""

@@ -5,7 +5,7 @@ chord, callbacks, another serializer, a header we do not know) is not decoded he
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -33,7 +33,8 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     correlation_id: str = ""
     reply_to: str = ""
     delivery_mode: int = 2
-    priority: int | None = None
+    #: What kombu would clamp is unusual.
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
 
 
 class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -106,7 +107,7 @@ def decode(message: bytes) -> Ordinary | None:
             return None
         args, kwargs, _ = _body.decode(decoded.body)
         expires_at = _timestamp(decoded.headers.expires)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at)
 
