@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import signals
 from celery.app.trace import task_has_custom
+from celery.exceptions import InvalidTaskError
 from celery.utils.functional import maybe_list
 from celery.worker import state
 
@@ -194,7 +195,7 @@ class BrokerFront:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
                 logger.error("This is no message of Celery's, it is dropped: %r", claim.message[:200], exc_info=exc)
-                self.refuse(claim.tag, exc)
+                self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of; whoever waits for it, if it says who, learns why. Hub."""
@@ -204,11 +205,8 @@ class BrokerFront:
         _, task_id = addressee(claim.message)
         if task_id is None:
             self.acknowledge(tag)
-            return
-        request = state.requests.get(task_id)
-        if request is not None and not isinstance(request, LightRequest) and request.message.delivery_tag == tag:
-            on_hub.gone([request])
-        self._fail(task_id, claim, error)
+        else:
+            self._fail(task_id, claim, error)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: what waits for its ETA or its rate limit. On the hub."""
@@ -221,6 +219,11 @@ class BrokerFront:
         claim = self._leases.find(request.message.delivery_tag)
         if claim is None:  # our lease was lost while it waited for its ETA: it runs elsewhere
             on_hub.gone([request])
+            return
+        if reason := _unfit(request):
+            logger.error("%r cannot be served: %s.", request, reason)
+            on_hub.gone([request])
+            self.refuse(claim.tag, InvalidTaskError(reason))
             return
         self._with_celery.discard(claim.tag)
         request.claim = claim
@@ -299,8 +302,13 @@ class BrokerFront:
 
     def _withdraw(self, job: Job) -> None:
         """Let Celery announce and store that a job was revoked or has expired. On the hub."""
-        request = _full(job.reply)
-        if request.revoked():
+        try:
+            revoked = _full(job.reply).revoked()
+        except Exception as exc:
+            logger.exception("Celery could not revoke %s.", job.reply)
+            self._fail(job.id, job.reply.claim, exc)
+            revoked = True
+        if revoked:
             on_hub.gone([job.reply])
         else:  # by Celery's clock it has not expired yet
             job.deadline = None
@@ -386,6 +394,9 @@ class BrokerFront:
         """End a job that Celery's own code cannot take in; left alone it would run again and again."""
         try:
             self._consumer.app.backend.mark_as_failure(task_id, error)
+        except (TypeError, ValueError):
+            logger.exception("No result can be stored for %r, ever: it is dropped.", task_id)
+            self.acknowledge(claim.tag)
         except Exception:
             logger.exception("Nor could that be stored: %s runs again when its lease is over.", task_id)
             self._leases.forget([claim])
@@ -443,6 +454,15 @@ def _with_message(requests: Iterable[Any]) -> list[Any]:
     return [request for request in requests if not isinstance(request, LightRequest)]
 
 
+def _unfit(request: Any) -> str:
+    """Return why a request cannot be a job, "" if it can: of these Celery checks nothing."""
+    if not isinstance(request.id, str):
+        return f"a task's id is a text, not {request.id!r:.100}"
+    if not isinstance(request.args, list | tuple) or not isinstance(request.kwargs, dict):
+        return f"arguments are a list and an object, not {request.args!r:.100} and {request.kwargs!r:.100}"
+    return ""
+
+
 def _priority(request: Any) -> int:
     """Return a request's priority as kombu reads it: from 0 to 9, 0 for what is no number."""
     try:
@@ -455,9 +475,12 @@ def _revoked_by_stamp(request: Any) -> bool:
     """Whether one of a request's stamps was revoked, as Celery's `Request.revoked` finds it."""
     if not state.revoked_stamps or isinstance(request, LightRequest):  # what is stamped is never light
         return False
-    stamps = request.message.headers.get("stamps") or {}
-    revoked = ((name, values) for name, values in state.revoked_stamps.items() if name in stamps)
-    return any(set(maybe_list(stamps[name])) & set(maybe_list(values)) for name, values in revoked)
+    headers = request.message.headers
+    names, stamps = headers.get("stamped_headers"), headers.get("stamps")
+    if not isinstance(names, list) or not isinstance(stamps, dict):
+        return False
+    revoked = ((name, maybe_list(values)) for name, values in state.revoked_stamps.items() if name in names)
+    return any(value in values for name, values in revoked for value in maybe_list(stamps.get(name)) or ())
 
 
 def _full(request: Any) -> Any:

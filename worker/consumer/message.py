@@ -107,7 +107,7 @@ def decode(message: bytes) -> Ordinary | None:
             return None
         args, kwargs, _ = _body.decode(decoded.body)
         expires_at = _timestamp(decoded.headers.expires)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
     return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at)
 

@@ -27,7 +27,7 @@ def addressee(message: bytes) -> tuple[str | None, str | None]:
     """Return a message's task and id as far as it tells them, whatever else is wrong with it."""
     try:
         headers = _peek.decode(message).headers
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except Exception:  # as in `decode`
         return None, None
     task, task_id = (name if isinstance(name, str) and name else None for name in (headers.task, headers.id))
     return task, task_id
