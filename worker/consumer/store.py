@@ -1,5 +1,6 @@
 """Storing results, and acknowledging: in one step where broker and results share a server, else one after the other."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ from celery import Celery, states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 
-from ...batchers import Outcome
+from ...batchers import BatchFailed, Outcome
 from ..broker import Leases, Settlement
-from ..broker.client import same_server
+from ..broker.client import largest_value, same_server
 from .request import LightRequest
 from .results import encode_success
 
@@ -27,6 +28,9 @@ class ResultStore:
             isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
         )
         self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
+        #: Bytes of one result that the backend takes where that is another Redis; 0: not asked yet. Other kinds of
+        #: backends say so themselves.
+        self._largest_elsewhere = 0 if isinstance(backend, RedisBackend) else sys.maxsize
         self._db = int(backend.connparams.get("db") or 0) if fast else 0
         self._expires_s = int(backend.expires or 0) if fast else 0
         self._key_prefix = backend.get_key_for_task("-").decode()[:-1] if fast else ""
@@ -38,7 +42,9 @@ class ResultStore:
         cannot take turns into that job's failure, and is not acknowledged.
         """
         if self._shares_server:
-            settlements = [self._encoded(outcome) for outcome in successes]
+            largest = self._leases.largest_value
+            fitting = (outcome for outcome in successes if _fits(outcome, len(outcome.job.reply.result), largest))
+            settlements = [self._encoded(outcome) for outcome in fitting]
         else:
             settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
         done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
@@ -71,6 +77,8 @@ class ResultStore:
         if not _ignored(request):
             context = Context(request.full.request_dict)
             try:
+                if not self._fits_elsewhere(outcome):
+                    return False
                 self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
             except redis.RedisError:
                 raise
@@ -78,6 +86,25 @@ class ResultStore:
                 outcome.error = exc
                 return False
         return True
+
+    def _fits_elsewhere(self, outcome: Outcome) -> bool:
+        backend = self._app.backend
+        if not self._largest_elsewhere:
+            self._largest_elsewhere = largest_value(backend.client)
+        if self._largest_elsewhere == sys.maxsize:
+            return True
+        return _fits(outcome, len(backend.encode(outcome.value)), self._largest_elsewhere)
+
+
+def _fits(outcome: Outcome, size: int, largest: int) -> bool:
+    """Whether the server takes a result of `size` bytes; one that is too large turns into the job's failure."""
+    if size <= largest or _ignored(outcome.job.reply):
+        return True
+    outcome.error = BatchFailed(
+        f"The result is {size} bytes, and the server takes {largest} at most. Return less, or store it elsewhere and "
+        "return its address, or raise the server's proto-max-bulk-len."
+    )
+    return False
 
 
 def _ignored(request: LightRequest) -> bool:
