@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime as dt
 import json
 import math
 import os
 import pickle
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 
 from benchmarks.services import Worker, wait_until
 from tests.consumer.conftest import options, unsettled
@@ -157,6 +160,25 @@ DROPPED: dict[str, bytes] = {
 }
 
 
+ODD_QUEUES = [
+    "{braces}",
+    "{",
+    "a:b",
+    "with spaces ",
+    "*",
+    "[a-z]?",
+    "Büro-ключ-鍵",
+    'a "quoted" one',
+    "\\back\\slash",
+    "%s%d",
+]
+
+
+@pytest.fixture(scope="module")
+def worker_args() -> Sequence[str]:
+    return ["-Q", ",".join(["celery", *ODD_QUEUES])]
+
+
 @pytest.fixture(scope="module")
 def worker_env() -> Mapping[str, str]:
     return options(held_max_bytes=64 * MB)
@@ -263,6 +285,32 @@ def test_a_result_that_cannot_be_serialised_fails_alone(app: Celery) -> None:
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
     with pytest.raises(Exception, match="Unserializable is not JSON serializable"):
         results[1].get(timeout=WAIT)
+
+
+# -- Queues, clocks ----------------------------------------------------------------------------------------------------
+
+
+def test_queues_may_have_any_name(app: Celery) -> None:
+    results = [
+        app.send_task("echo", [name], queue=name, priority=3 * (index % 4)) for index, name in enumerate(ODD_QUEUES)
+    ]
+    assert [result.get(timeout=WAIT) for result in results] == ODD_QUEUES
+
+
+@pytest.mark.parametrize("skew_s", [3600, -3600], ids=["ahead", "behind"])
+def test_a_caller_whose_clock_is_an_hour_off_is_answered_like_any_other(app: Celery, skew_s: int) -> None:
+    off = {"headers": {"batchery_enqueued_at": time.time() + skew_s}}
+    results = [app.tasks["echo"].apply_async((index,), **(off if index % 2 else {})) for index in range(32)]
+    assert [result.get(timeout=WAIT) for result in results] == list(range(32))
+
+
+def test_an_expiry_an_hour_off_is_taken_at_its_word_as_by_celery(app: Celery) -> None:
+    now = dt.datetime.now(dt.UTC)
+    ahead = app.tasks["echo"].apply_async((1,), expires=now + dt.timedelta(hours=1))
+    behind = app.tasks["echo"].apply_async((2,), expires=now - dt.timedelta(hours=1))
+    assert ahead.get(timeout=WAIT) == 1
+    with pytest.raises(TaskRevokedError):
+        behind.get(timeout=WAIT)
 
 
 # -- Large messages ----------------------------------------------------------------------------------------------------

@@ -80,6 +80,26 @@ def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_agai
     wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
 
 
+@pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
+def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves(refuses: str) -> None:
+    """As a stock worker: Celery itself writes before it consumes."""
+    server = Valkey(maxmemory_policy="noeviction")
+    try:
+        server.start()
+        with calling(server.url) as caller, redis.Redis.from_url(server.url) as client:
+            caller.tasks["echo"].apply_async((1,), ignore_result=True)
+            client.config_set("maxmemory", 1) if refuses == "maxmemory" else client.replicaof("127.0.0.1", "1")
+            worker = Worker(APP, args=(), env={"REDIS_URL": server.url})
+            try:
+                assert worker.wait() != 0
+                assert refuses in worker.log.splitlines()[-1]
+            finally:
+                worker.close()
+            assert client.llen("celery") == 1
+    finally:
+        server.close()
+
+
 def test_a_worker_that_starts_before_its_server_serves_once_that_is_there() -> None:
     server = Valkey()
     worker = Worker(APP, args=(), env={"REDIS_URL": server.url})
