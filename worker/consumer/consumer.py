@@ -100,9 +100,9 @@ class BatchConsumer(Consumer):
     def _on_task_request(self, request: Any) -> None:
         name = request.task.name
         if name in self.batch_tasks:
-            self._front.take(request)
+            self._front.unusual.take(request)
         elif name in self.settings.unserved:
-            self._front.leave_to_others(request)
+            self._front.unusual.leave_to_others(request)
         else:
             self._to_pool(request)
 
@@ -117,17 +117,17 @@ class BatchConsumer(Consumer):
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Tell the caller what is wrong with its message; Celery would drop it and leave the caller waiting."""
-        self._front.refuse(message.delivery_tag, exc)
+        self._front.unusual.refuse(message.delivery_tag, exc)
         super().on_invalid_task(body, message, exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """As `on_invalid_task`."""
-        self._front.refuse(message.delivery_tag, exc)
+        self._front.unusual.refuse(message.delivery_tag, exc)
         super().on_decode_error(message, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """As `on_invalid_task`."""
-        self._front.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
+        self._front.unusual.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
         super().on_unknown_message(body, message)
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ class BatchConsumer(Consumer):
     def on_close(self) -> None:
         """Let go of what a reconnect forgets, as Celery does; our leases outlive the connection, so give it back."""
         if self.engine is not None:
-            self._front.connection_lost()
+            self._front.unusual.connection_lost()
         super().on_close()
 
     def stop(self) -> None:
@@ -181,7 +181,7 @@ class BatchConsumer(Consumer):
             # In words of our own: a KeyError or an OSError would be a lost connection to Celery, and tried again.
             raise BatcheryError(f"This worker cannot serve, a model could not be loaded: {exc!r}") from exc
         _spare_the_collector()
-        self._front.engine = engine
+        self._front.attach(engine)
         self._keeper = Keeper(
             leases,
             self._queues,

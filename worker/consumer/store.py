@@ -42,7 +42,7 @@ class ResultStore:
         cannot take turns into that job's failure, and is not acknowledged.
         """
         if self._shares_server:
-            largest = self._leases.largest_value
+            largest = self._leases.largest_value if successes else 0
             fitting = (outcome for outcome in successes if _fits(outcome, len(outcome.job.reply.result), largest))
             settlements = [self._encoded(outcome) for outcome in fitting]
         else:
