@@ -98,11 +98,15 @@ class Settling:
         claim = reply.claim
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
+        if not self._leases.holds(claim) or not self._persist(lambda: self._leases.still_held(claim), until_done=True):
+            self._hub.call(on_hub.gone, [reply])
+            return
         try:
-            if self._leases.holds(claim) and self._leases.still_held(claim):
-                request = full_request(reply)
-                answer = trace(self._replays[outcome.job.task], request, outcome, self._app)
-                self._hub.call(request.on_success, answer, soon=True)
+            if outcome.error is None:  # Celery would try for 20 s to store one that is too large, and all others wait
+                self._persist(lambda: self._store.fits(outcome), until_done=True)
+            request = full_request(reply)
+            answer = trace(self._replays[outcome.job.task], request, outcome, self._app)
+            self._hub.call(request.on_success, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take in the outcome of %s.", reply)
             self._unusual.fail(reply.id, claim, exc)

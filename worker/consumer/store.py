@@ -1,6 +1,5 @@
 """Storing results, and acknowledging: in one step where broker and results share a server, else one after the other."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 
 from ...batchers import BatchFailed, Outcome
+from ...producer.encoding import encode_json
 from ..broker import Leases, Settlement
 from ..broker.client import largest_value, same_server
 from .request import LightRequest
@@ -28,9 +28,9 @@ class ResultStore:
             isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
         )
         self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
-        #: Bytes of one result that the backend takes where that is another Redis; 0: not asked yet. Other kinds of
-        #: backends say so themselves.
-        self._largest_elsewhere = 0 if isinstance(backend, RedisBackend) else sys.maxsize
+        self._is_redis = isinstance(backend, RedisBackend)
+        #: Bytes of one result that the backend takes, where it is another Redis than the broker; 0: not asked yet.
+        self._largest_elsewhere = 0
         self._db = int(backend.connparams.get("db") or 0) if fast else 0
         self._expires_s = int(backend.expires or 0) if fast else 0
         self._key_prefix = backend.get_key_for_task("-").decode()[:-1] if fast else ""
@@ -75,10 +75,10 @@ class ResultStore:
         if outcome.error is not None or not self._leases.still_held(request.claim):
             return False
         if not _ignored(request):
+            if not self.fits(outcome):
+                return False
             context = Context(request.full.request_dict)
             try:
-                if not self._fits_elsewhere(outcome):
-                    return False
                 self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
             except redis.RedisError:
                 raise
@@ -87,18 +87,34 @@ class ResultStore:
                 return False
         return True
 
-    def _fits_elsewhere(self, outcome: Outcome) -> bool:
-        backend = self._app.backend
-        if not self._largest_elsewhere:
-            self._largest_elsewhere = largest_value(backend.client)
-        if self._largest_elsewhere == sys.maxsize:
+    def fits(self, outcome: Outcome) -> bool:
+        """Whether Redis, if it is the backend, takes the value; one that is too large turns into the job's failure.
+
+        Not for what `settle` stores on the broker's own server: it looks for itself.
+
+        Raises:
+            redis.RedisError: the server could not be asked how much it takes.
+        """
+        if not self._is_redis:
             return True
-        return _fits(outcome, len(backend.encode(outcome.value)), self._largest_elsewhere)
+        backend, value = self._app.backend, outcome.value
+        try:
+            size = len(encode_json(value) if backend.serializer == "json" else backend.encode(value))
+        except Exception:  # whoever stores it will find that, too
+            return True
+        return _fits(outcome, size, self._largest)
+
+    @property
+    def _largest(self) -> int:
+        if self._shares_server:
+            return self._leases.largest_value
+        self._largest_elsewhere = self._largest_elsewhere or largest_value(self._app.backend.client)
+        return self._largest_elsewhere
 
 
 def _fits(outcome: Outcome, size: int, largest: int) -> bool:
     """Whether the server takes a result of `size` bytes; one that is too large turns into the job's failure."""
-    if size <= largest or _ignored(outcome.job.reply):
+    if size <= largest or outcome.job.reply.ignore_result:
         return True
     outcome.error = BatchFailed(
         f"The result is {size} bytes, and the server takes {largest} at most. Return less, or store it elsewhere and "
