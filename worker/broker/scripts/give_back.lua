@@ -51,9 +51,9 @@ redis.call('ZREM', KEYS[2], '')
 table.sort(tags, function(one, other) return one > other end)
 local count, left = 0, orphans and tonumber(ARGV[4]) or math.huge
 for _, tag in ipairs(tags) do
-  left = left - redis.call('HSTRLEN', KEYS[1], tag)
-  if left < 0 and count > 0 then break end
   local envelope = redis.call('HGET', KEYS[1], tag)
+  left = left - (envelope and #envelope or 0)
+  if left < 0 and count > 0 then break end
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     redis.call('RPUSH', list_of(tag), orphans and redelivered(message) or message)
