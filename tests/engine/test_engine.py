@@ -812,7 +812,7 @@ def test_examples_are_measured_before_work_is_taken(start: StartEngine, front: F
         return items
 
     engine = start(with_examples(FakeModel(predict=predict, length=len, max_batch_size=16), "a" * 8, "b" * 32))
-    assert batches[0] == ["b" * 32] * 16
+    assert [batches[0], batches[5]] == [["a" * 8], ["b" * 32] * 16]
     assert {(len(items), len(items[0])) for items in batches} == {(n, length) for n in (1, 4, 16) for length in (8, 32)}
     assert set(engine.figures("double")["cost_ms"]) >= {"1x8", "16x32"}
 

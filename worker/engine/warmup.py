@@ -12,6 +12,9 @@ from .model import Model
 
 logger = logging.getLogger(__name__)
 
+#: Measurements after which a shape that is predicted to take longer than there is time is left out.
+_ENOUGH_TO_PREDICT = 4
+
 
 def warm_up(
     model: Model,
@@ -22,10 +25,12 @@ def warm_up(
     seconds: float,
     clock: Callable[[], float],
 ) -> int:
-    """Run batches of `model`'s examples, the largest first, for about `seconds`; return how many were measured.
+    """Run batches of `model`'s examples for about `seconds`; return how many were measured.
 
     Memory is then allocated, kernels are chosen, and `cost` knows the grid of shapes that it asks for, as far as there
-    was time: each shape twice, since a first run is slower. What does not fit into memory lowers `ceiling`.
+    was time: each shape twice, since a first run is slower. A GPU begins with the largest, so that memory is allocated
+    once; elsewhere, where that alone may take longer than there is time, the smallest come first. What does not fit
+    into memory lowers `ceiling`.
 
     Raises:
         BatchFailed: an example cannot be run. A worker that cannot run those must not consume.
@@ -39,16 +44,25 @@ def warm_up(
     for count, length in cost.grid(longest or None):
         item = _of_length(model, examples, length)
         shapes[count, model.item_length(item) or 0] = item
+    order = [*shapes.items()] if device.startswith("cuda") else sorted(shapes.items(), key=_size_of_shape)
     measured = 0
-    for (count, length), item in [*shapes.items()] * 2:
-        if clock() >= until:
+    for (count, length), item in order * 2:
+        left_s = until - clock()
+        if left_s <= 0:
             break
+        if measured >= _ENOUGH_TO_PREDICT and float(cost(count, length)) > 1000 * left_s:
+            continue
         began = clock()
         if _ran(model, [item] * count, device, ceiling, length):
             cost.observe(count, length, 1000 * (clock() - began))
             measured += 1
     logger.info("Task %s is warm: %d batches were measured (%.1f s).", model.name, measured, clock() + seconds - until)
     return measured
+
+
+def _size_of_shape(shape: tuple[tuple[int, int], Any]) -> int:
+    (count, length), _ = shape
+    return count * max(1, length)
 
 
 def _prepared(model: Model) -> dict[int, Any]:
