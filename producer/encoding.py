@@ -43,6 +43,28 @@ def is_plain(value: Any) -> bool:
     return False
 
 
+def as_lists(value: Any) -> Any:
+    """Return `value` with its arrays, and whatever else has a `tolist`, as numbers and lists of them.
+
+    Raises:
+        TypeError: complex numbers, which JSON does not have.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if hasattr(value, "tolist"):
+        if "complex" in str(getattr(value, "dtype", "")):
+            raise TypeError(
+                f"JSON cannot carry a result of {value.dtype}: return its real and imaginary parts, or set "
+                'result_serializer = "batchery".'
+            )
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: as_lists(part) for key, part in value.items()}
+    if type(value) is list or type(value) is tuple:
+        return value if set(map(type, value)) <= _PLAIN else type(value)(map(as_lists, value))
+    return value
+
+
 def _has_odd_float(value: Any) -> bool:
     kind = type(value)
     if kind is float:

@@ -125,7 +125,7 @@ class BrokerFront:
         now, jobs, others = time.monotonic(), [], []
         revoked, tasks = state.revoked, self._unlimited()
         for claim in claims:
-            call = decode(claim.message)
+            call = decode(claim.message, self._consumer.accept)
             if call is None or call.headers.task not in tasks or (revoked and call.headers.id in revoked):
                 others.append(claim)
             else:
