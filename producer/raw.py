@@ -41,8 +41,8 @@ def take_apart(array: Any) -> RawArray:
         ValueError: too many dimensions.
     """
     from_torch = is_torch(array)
-    shape = tuple(map(int, array.shape))
     dtype, numbers = _of_torch(array) if from_torch else _of_numpy(array)
+    shape = tuple(array.shape)
     _check_shape(shape)
     return RawArray(from_torch, dtype, shape, np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
 
