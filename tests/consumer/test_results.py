@@ -11,8 +11,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from batchery.worker.consumer.results import encode_success
+import torch
+from batchery.worker.consumer.results import SERIALIZERS, encode_success
 from celery import Celery
 from celery.app.task import Context
 from hypothesis import given
@@ -21,10 +23,11 @@ from hypothesis import strategies as st
 DONE_AT = "2026-01-02T03:04:05.678901+00:00"
 
 
-@pytest.fixture(scope="module")
-def app() -> Iterator[Celery]:
+@pytest.fixture(scope="module", params=SERIALIZERS)
+def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
     # The backend is never connected to: only its encoder is asked.
     app = Celery(broker="redis://127.0.0.1:1/0", backend="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(result_serializer=request.param, accept_content=SERIALIZERS)
     yield app
     app.close()
 
@@ -76,6 +79,10 @@ VALUES: dict[str, Any] = {
     "a set": {1},
     "a dataclass": Point(1, "y"),
     "an object": object(),
+    "an array": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "a tensor": torch.ones(2, dtype=torch.bfloat16),
+    "arrays within": {"ids": [np.zeros((0, 2)), 1.5, None], "raw": b"\0", "mask": torch.tensor(True)},
+    "a numpy scalar": np.float32(1.5),
     "the words of a null": ["null", None, 0.5],
     "deep": None,
 }
@@ -96,7 +103,7 @@ def stock(app: Celery, value: Any, request: Context) -> Any:
 
 
 def ours(app: Celery, value: Any, request: Context) -> Any:
-    encoded = encode_success(request.id, value, DONE_AT, request.group, request.parent_id)
+    encoded = encode_success(request.id, value, DONE_AT, request.group, request.parent_id, app.backend.serializer)
     return app.backend.decode(encoded)
 
 
@@ -112,6 +119,8 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray | torch.Tensor):
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tolist() == other.tolist())
     if isinstance(one, float):
         return (math.isnan(one) and math.isnan(other)) or (
             one == other and math.copysign(1, one) == math.copysign(1, other)
