@@ -42,6 +42,9 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     reply_to: str = ""
     delivery_mode: int = 2
     priority: int | None = None
+    #: Celery puts them here too, where `apply_async` was given them.
+    argsrepr: str = ""
+    kwargsrepr: str = ""
 
 
 class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
