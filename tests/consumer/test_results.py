@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchery.batchers import Job, Outcome
+from batchery.worker.consumer.message import Headers
+from batchery.worker.consumer.request import LightRequest
 from batchery.worker.consumer.results import SERIALIZERS, encode_success
+from batchery.worker.consumer.store import ResultStore
 from celery import Celery
 from celery.app.task import Context
 from hypothesis import given
@@ -185,3 +189,19 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @given(value=nested(plain) | nested(rich))
 def test_any_value_is_stored_as_celery_would(app: Celery, value: Any) -> None:
     check(app, value, context())
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_results_are_compressed_where_the_app_says_so(app: Celery, compression: str | None) -> None:
+    with Celery(broker=app.conf.broker_url, backend=app.conf.result_backend, set_as_current=False) as compressing:
+        compressing.conf.update(
+            result_serializer=app.conf.result_serializer, accept_content=SERIALIZERS, result_compression=compression
+        )
+        headers = Headers("t", "an-id")
+        request = LightRequest(None, headers, None, None, "an-id", "t")  # type: ignore[arg-type]
+        outcome = Outcome(Job("an-id", "t", [], {}, request, 0.0, 1), value=["x" * 10_000])
+        client = compressing.backend.client
+        ResultStore(compressing, None, client).encode([outcome])  # type: ignore[arg-type]
+    assert outcome.error is None
+    assert (len(request.result) < 1000) == (compression is not None)
+    assert app.backend.decode(request.result)["result"] == outcome.value

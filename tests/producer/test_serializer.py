@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.producer.serializer import CONTENT_TYPE, NAME, dumps, loads, sketch
+from batchery.producer.serializer import CONTENT_TYPE, NAME, accept, dumps, loads, sketch
+from celery import Celery
 from celery.utils.saferepr import saferepr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,8 @@ from hypothesis.extra import numpy as arrays
 from kombu import serialization
 from kombu.exceptions import DecodeError, EncodeError
 from kombu.utils import json as kombu_json
+
+from batchery import setup
 
 NUMPY_DTYPES = "bool i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split()
 TORCH_DTYPES = [torch.bool, torch.int8, torch.int64, torch.uint8, torch.uint16, torch.uint64]
@@ -276,6 +279,22 @@ def test_kombu_knows_the_serializer_by_name_and_takes_it_only_where_it_is_accept
 def test_what_is_broken_is_a_decode_error_of_kombus() -> None:
     with pytest.raises(DecodeError, match="16 bytes are to follow, 15 are there"):
         serialization.loads(dumps(np.ones(2))[:-1], CONTENT_TYPE, "binary", accept={CONTENT_TYPE})
+
+
+def test_an_app_accepts_arrays_unless_it_chose_what_it_accepts(app: Celery) -> None:
+    accept(app)
+    accept(app)
+    assert app.conf.accept_content == ["json", "batchery"]
+    with Celery(broker="memory://", set_as_current=False) as chosen:
+        chosen.conf.accept_content = ["json"]
+        accept(chosen)
+        assert chosen.conf.accept_content == ["json"]
+
+
+def test_setup_makes_an_app_accept_arrays(app: Celery) -> None:
+    setup(app)
+    assert app.conf.accept_content == ["json", "batchery"]
+    assert app.conf.task_serializer == app.conf.result_serializer == "json"
 
 
 # -- In logs -----------------------------------------------------------------------------------------------------------
