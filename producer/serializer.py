@@ -13,6 +13,7 @@ A payload cannot ask for more memory than it brings along: each part's size is c
 before anything is made of it, no byte is used twice, and none may be left over. Nothing is unpickled.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ TYPE_MARK = b"__type__"
 _END_OF_JSON = b"\0"
 _ARRAY, _TENSOR, _BYTES = "batchery.array", "batchery.tensor", "batchery.bytes"
 _TAGGED = {"__type__", "__value__"}
+_NESTS = {list, dict}
 
 
 def dumps(value: Any) -> bytes:
@@ -57,13 +59,14 @@ def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
     data = payload.encode() if isinstance(payload, str) else bytes(payload)
     end = data.find(_END_OF_JSON)
     text = data if end < 0 else data[:end]
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.MsgspecError:  # NaN, lone surrogates: what only Python's JSON reads
+        value = json.loads(text.decode())
     if end < 0 and TYPE_MARK not in text:
-        try:
-            return msgspec.json.decode(text)
-        except msgspec.MsgspecError:  # NaN, lone surrogates: what only Python's JSON reads
-            pass
+        return value
     rest = _Rest(memoryview(data)[len(text) + 1 :])
-    value = kombu_json.loads(text, object_hook=rest.object_hook)
+    value = rest.fill_in(value)
     rest.check_used()
     return value
 
@@ -123,15 +126,22 @@ class _Rest:
     def __init__(self, data: memoryview) -> None:
         self._data = data
 
-    def object_hook(self, found: dict[str, Any]) -> Any:
-        """Return what an object in the JSON stands for; kombu's own types, too."""
-        if found.keys() == _TAGGED:
-            kind, value = found["__type__"], found["__value__"]
-            if kind == _BYTES:
-                return bytes(self._take(value))
-            if kind in (_ARRAY, _TENSOR):
-                return self._array(value, of_torch=kind == _TENSOR)
-        return kombu_json.object_hook(found)
+    def fill_in(self, value: Any) -> Any:
+        """Return `value` with what is tagged in it replaced by what that stands for; kombu's own types, too."""
+        if type(value) is list:
+            return [self.fill_in(part) if type(part) in _NESTS else part for part in value]
+        if type(value) is not dict:
+            return value
+        for key, part in value.items():
+            if type(part) in _NESTS:
+                value[key] = self.fill_in(part)
+        return self._untagged(value) if value.keys() == _TAGGED else value
+
+    def _untagged(self, tagged: dict[str, Any]) -> Any:
+        kind, value = tagged["__type__"], tagged["__value__"]
+        if kind in (_ARRAY, _TENSOR):
+            return self._array(value, of_torch=kind == _TENSOR)
+        return bytes(self._take(value)) if kind == _BYTES else kombu_json.object_hook(tagged)
 
     def check_used(self) -> None:
         """Raise a ValueError if anything is left."""
