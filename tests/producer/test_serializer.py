@@ -207,6 +207,7 @@ def test_ordinary_values_come_back_as_from_kombus_json(value: Any) -> None:
     assert b"\0" not in payload
     assert same(loads(payload), kombu_json.loads(kombu_json.dumps(value)))
     assert same(kombu_json.loads(payload), loads(payload))
+    assert same(loads(kombu_json.dumps(value).encode()), loads(payload))
 
 
 @given(value=nested(rich | any_array.map(lambda array: array.astype(array.dtype.newbyteorder("="))) | st.binary()))

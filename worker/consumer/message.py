@@ -131,13 +131,15 @@ def decode(
 
 
 def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any]] | None:
-    # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
-    if content_type == CONTENT_TYPE and (b"\0" in body or TYPE_MARK in body):
-        args, kwargs, _ = msgspec.convert(loads(body), tuple[list[Any], dict[str, Any], Embed])
-    elif content_type != CONTENT_TYPE and (content_type != _JSON or encoding != "utf-8" or TYPE_MARK in body):
+    if content_type == CONTENT_TYPE:
+        # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
+        if b"\0" in body or TYPE_MARK in body:
+            args, kwargs, embed = loads(body)
+            msgspec.convert(embed, Embed)
+            return (args, kwargs) if isinstance(args, list) and isinstance(kwargs, dict) else None
+    elif content_type != _JSON or encoding != "utf-8" or TYPE_MARK in body:
         return None
-    else:
-        args, kwargs, _ = _body.decode(body)
+    args, kwargs, _ = _body.decode(body)
     return args, kwargs
 
 
