@@ -59,9 +59,11 @@ def as_lists(value: Any) -> Any:
             )
         return value.tolist()
     if isinstance(value, dict):
-        return {key: as_lists(part) for key, part in value.items()}
-    if type(value) is list or type(value) is tuple:
-        return value if set(map(type, value)) <= _PLAIN else type(value)(map(as_lists, value))
+        plain = set(map(type, value.values())) <= _PLAIN
+        return value if plain else {key: as_lists(part) for key, part in value.items()}
+    if isinstance(value, list | tuple) and not set(map(type, value)) <= _PLAIN:
+        parts = [as_lists(part) for part in value]
+        return tuple(parts) if type(value) is tuple else parts
     return value
 
 

@@ -115,6 +115,7 @@ def decode(
     `accept` are the content types that the app reads, `max_bytes` the most that the decompressed body may have.
     """
     try:
+        check_size(len(message) // 2, max_bytes)  # base64 adds a third to the body
         decoded = _message.decode(message)
         properties, compression = decoded.properties, decoded.headers.compression
         if decoded.content_type not in accept or properties.body_encoding != "base64":

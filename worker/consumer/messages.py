@@ -39,6 +39,7 @@ def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any, max_bytes: int = 
     Raises:
         ValueError, KeyError, TypeError: it is no message of kombu's, or its body has more than `max_bytes`.
     """
+    check_size(len(claim.message) // 2, max_bytes)  # base64 adds a third to the body
     payload = kombu_json.loads(claim.message)
     payload["properties"]["delivery_tag"] = claim.tag
     # Not left to kombu, which would decompress it whatever its size.
