@@ -14,6 +14,7 @@ from celery import Celery
 from kombu.utils import json as kombu_json
 
 from batchery import BatchTask
+from tests.consumer.messages import ACCEPT
 
 VECTOR = np.arange(4, dtype=np.float32)
 
@@ -45,7 +46,7 @@ def test_many_calls_publish_the_messages_that_single_calls_would(
 def published(client: redis.Redis) -> dict[str, Any]:
     """The oldest message, without what tells it from its like."""
     raw: Any = client.rpop("celery")
-    assert decode(raw) is not None, "a worker would take the slow way"
+    assert decode(raw, ACCEPT) is not None, "a worker would take the slow way"
     message: dict[str, Any] = kombu_json.loads(raw)
     headers, properties = message["headers"], message["properties"]
     for name in ("id", "root_id", "batchery_enqueued_at"):

@@ -107,9 +107,7 @@ _message = msgspec.json.Decoder(Message)
 _body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Embed])
 
 
-def decode(
-    message: bytes, accept: Container[str] = (_JSON, CONTENT_TYPE), max_bytes: int = MAX_BODY_BYTES
-) -> Ordinary | None:
+def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> Ordinary | None:
     """Decode an ordinary message; None if it is unusual, or no Celery message at all.
 
     `accept` are the content types that the app reads, `max_bytes` the most that the decompressed body may have.
