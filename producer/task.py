@@ -65,7 +65,6 @@ class BatchTask(Task):
     #: The batching options that `task_annotations` have set.
     _annotated: ClassVar[Set[str]] = frozenset()
     _load_lock: ClassVar[threading.RLock]
-    #: Asked for every output, and Celery takes its time to look up a setting.
     _results_take_arrays: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -124,10 +123,9 @@ class BatchTask(Task):
         return self.run(*(self._signature.columns(batch) if isinstance(batch, list) else batch))
 
     def postprocess(self, output: Any) -> Any:
-        """Turn one output into what the caller gets.
+        """Turn one output into what the caller gets: by default lists for arrays, also within tuples, lists and dicts.
 
-        By default arrays become lists, which JSON can carry, also within tuples, lists and dicts; they stay arrays
-        where the app's `result_serializer` was "batchery" when the model was loaded.
+        They stay arrays if the app's `result_serializer` is "batchery" when the model is loaded.
         """
         return output if self._results_take_arrays else as_lists(output)
 
@@ -248,6 +246,7 @@ class BatchTask(Task):
         with self._load_lock:
             if self.device is None:
                 self.device = resolve_device(device)
+                # Once: Celery takes its time to look up a setting.
                 self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
                 try:
                     self.load(self.device)
