@@ -53,6 +53,8 @@ class Job(msgspec.Struct, eq=False):
     #: When it was claimed, and when it had its item.
     claimed_at: float = 0.0
     prepared_at: float = 0.0
+    #: Bytes of its message, which is held as long as the job is; 0 where there is none.
+    size: int = 0
 
 
 class Outcome(msgspec.Struct, eq=False):

@@ -101,7 +101,7 @@ class WorkerOptions:
     lease_s: float = 30.0
     #: Bytes of messages that one claim takes, at most (one larger message is taken alone).
     claim_max_bytes: int = 32 * 1024 * 1024
-    #: Bytes of messages held at once (waiting, running, settling), at most.
+    #: Bytes of messages held at once (waiting, running, settling), at most; each batch task may hold an equal share.
     held_max_bytes: int = 256 * 1024 * 1024
     #: Seconds that a stopping worker waits for its running batch.
     drain_timeout_s: float = 60.0

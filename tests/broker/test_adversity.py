@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import redis
 from batchery.worker.broker import Leases, Queue
 
 from benchmarks.services import valkey
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, settle
+from tests.broker.conftest import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, message, settle
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,78 @@ def test_scripts_that_the_server_forgot_are_sent_again(
     second = leases.claim([queue], 1, ANY_SIZE)
     redis_client.script_flush()
     assert settle(leases, first + second) == [True, True]
+
+
+@pytest.mark.parametrize("name", ["{braces}", "{", "a:b", "with spaces ", "*", "Büro-鍵", 'a "quoted" one', "\\", "%s"])
+def test_queues_may_have_any_name(make_leases: MakeLeases, redis_client: redis.Redis, name: str) -> None:
+    queue, leases, other = Queue(name), make_leases(), make_leases()
+    lists = Lists(redis_client, queue)
+    lists.put(*range(3))
+    leases.give_back(claim_all(leases, queue))
+    assert lists.labels() == [0, 1, 2]
+    claim_all(leases, queue)
+    lists.run_out()
+    other.claim([queue], 0, 0)  # it knows the queue now
+    assert other.sweep() == 3
+    assert lists.labels() == [0, 1, 2]
+    assert settle(other, claim_all(other, queue)) == [True] * 3
+    assert lists.labels() == []
+    assert lists.leased() == set()
+
+
+def test_a_row_of_huge_messages_fills_neither_a_claim_nor_the_servers_scripts(
+    leases: Leases, redis_client: redis.Redis, queue: Queue
+) -> None:
+    size, count = 2 * 1024 * 1024, 12
+    for _ in range(count):
+        redis_client.lpush(queue.name, message("x" * size))
+    before = scripts_memory(redis_client)
+    claims = leases.claim([queue], ALL, 2 * size)
+    assert len(claims) == 1
+    assert scripts_memory(redis_client) - before < 8 * len(claims[0].message), "it took far fewer than there are"
+    leases.give_back(claims)
+    assert redis_client.llen(queue.name) == count
+
+
+def scripts_memory(client: redis.Redis) -> int:
+    memory: dict[str, int] = client.info("memory")
+    return memory["used_memory_lua"]
+
+
+def test_orphans_of_many_bytes_are_put_back_in_several_sweeps_in_order(
+    leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists.put(*range(5))
+    claims = claim_all(leases, queue)
+    lists.run_out()
+    monkeypatch.setattr("batchery.worker.broker.leases._ORPHAN_BYTES", 2 * len(claims[0].message) + 200)
+    swept = [leases.sweep() for _ in range(4)]
+    assert swept == [2, 2, 1, 0]
+    assert lists.labels() == list(range(5))
+
+
+def test_results_of_many_bytes_are_settled_in_several_steps(
+    leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server closes the connection of whoever sends more than 1 GB at once."""
+    monkeypatch.setattr("batchery.worker.broker.leases._SETTLE_BYTES", 30)
+    lists.put(*range(5))
+    claims = claim_all(leases, queue)
+    redis_client.config_resetstat()
+    assert settle(leases, claims) == [True] * 5
+    assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] == 3
+    assert redis_client.get("result-4") == b"result of 4"
+
+
+def test_leases_go_by_the_servers_clock_whatever_the_workers_says(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for skew_s in (3600, -3600):
+        monkeypatch.setattr(time, "time", lambda skew_s=skew_s: now + skew_s)
+        leases = make_leases(lease_s=30)
+        lists.put("a")
+        (claim,) = claim_all(leases, queue)
+        assert redis_client.zscore(queue.index, claim.tag) == pytest.approx(now + 30, abs=20)
+        assert make_leases().sweep() == 0
+        assert settle(leases, [claim]) == [True]

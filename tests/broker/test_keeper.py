@@ -75,6 +75,27 @@ def test_orphans_are_found_without_being_looked_for(
     wait_until(lambda: lists.labels() == [0, 1, 2], "the orphans are back")
 
 
+def test_however_many_orphans_there_are_all_are_back_at_once(
+    make_leases: MakeLeases, keep: Keep, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    lists.put(*range(450))
+    claim_all(make_leases(), queue)
+    lists.run_out()
+    other = make_leases(lease_s=LEASE_S)
+    other.claim([queue], 0, 0)
+    back: list[int] = []
+
+    def count() -> bool:
+        """Asked on every beat, before orphans are looked for."""
+        back.append(redis_client.llen(queue.name))
+        return False
+
+    keep(other, count)
+    wait_until(lambda: len(back) > 1, "its second beat")
+    assert back[:2] == [0, 450]
+    assert lists.labels() == list(range(450))
+
+
 def test_a_hung_worker_loses_its_leases_and_is_told_once(
     make_leases: MakeLeases, keep: Keep, lists: Lists, queue: Queue
 ) -> None:

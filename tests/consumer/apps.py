@@ -83,6 +83,35 @@ def register(app: Celery) -> None:
     def short(values: list[Any]) -> list[Any]:
         return values[1:]
 
+    @task(name="miscounts", max_batch_size=16)
+    def miscounts(kinds: list[str]) -> Any:
+        odd: dict[str, Any] = {
+            "fewer": kinds[1:],
+            "more": [*kinds, "one more"],
+            "none": None,
+            "a number": 7,
+            "a text": "x" * len(kinds),
+            "an object": dict.fromkeys(range(len(kinds))),
+        }
+        return next((odd[kind] for kind in kinds if kind in odd), kinds)
+
+    @task(name="numbers", max_batch_size=16)
+    def numbers(words: list[str]) -> list[float]:
+        return [float(word) for word in words]
+
+    @task(name="silent", max_batch_size=4)
+    def silent(paths: list[str], values: list[Any]) -> list[Any]:
+        pass_gates(paths)
+        return values
+
+    @task(name="swell", max_batch_size=16)
+    def swell(sizes: list[int]) -> list[str]:
+        return ["x" * size for size in sizes]
+
+    @task(name="measure", max_batch_size=16)
+    def measure(texts: list[str]) -> list[int]:
+        return list(map(len, texts))
+
     @task(name="leaver", max_batch_size=16)
     def leaver(values: list[Any]) -> list[Any]:
         if "leave" in values:

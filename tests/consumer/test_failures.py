@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 from celery.exceptions import NotRegistered
 
-from benchmarks.services import wait_until
+from benchmarks.services import Worker, wait_until
 from tests.consumer.apps import BATCHES
-from tests.consumer.conftest import StartWorker, held_back, unsettled
 
 FULL = 16  # every task's max_batch_size: that many calls of `picky` are one batch
 
@@ -81,82 +78,9 @@ def test_an_unknown_task_fails_and_the_worker_goes_on(app: Celery) -> None:
         unknown.get(timeout=WAIT)
 
 
-def envelope(body: bytes, headers: Any = None, **properties: Any) -> bytes:
-    """A message as kombu would write it, around any body."""
-    return json.dumps(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {"task": "echo", "id": "odd", "lang": "py"} if headers is None else headers,
-            "properties": {
-                "body_encoding": "base64",
-                "correlation_id": "odd",
-                "delivery_info": {"exchange": "", "routing_key": "celery"},
-                "delivery_mode": 2,
-                "delivery_tag": "odd",
-                "priority": 0,
-                **properties,
-            },
-        }
-    ).encode()
-
-
-GARBAGE: dict[str, bytes] = {
-    "empty": b"",
-    "no JSON": b"\x80\x04\xff not json",
-    "null": b"null",
-    "a list": b"[1, 2]",
-    "an object of nothing": b"{}",
-    "no headers": b'{"body": "", "properties": {}}',
-}
-
-
-@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_dropped_and_those_behind_it_are_answered(app: Celery, client: redis.Redis, garbage: bytes) -> None:
-    with held_back(app, client):
-        client.lpush("celery", garbage)
-        results = [app.tasks["plain"].delay(1), app.tasks["echo"].delay(2)]
-    assert [result.get(timeout=WAIT) for result in results] == [1, 2]
-
-
-ODD_BODIES: dict[str, bytes] = {
-    "not JSON": b"{{{",
-    "null": b"null",
-    "no triple": b"[]",
-    "no list": b"5",
-    "arguments of other types": b"[5, 6, 7]",
-}
-
-
-def behind_odd_message(start: StartWorker, caller: Celery, client: redis.Redis, odd: bytes) -> None:
-    """Those that were claimed together with `odd` are answered, and nothing stays claimed."""
-    worker = start()
-    with held_back(caller, client):
-        client.lpush("celery", odd)
-        results = [caller.tasks["plain"].delay(1), caller.tasks["echo"].delay(2)]
-    assert [result.get(timeout=WAIT) for result in results] == [1, 2]
-    wait_until(lambda: not unsettled(client), f"the odd message is settled:\n{worker.log[-2000:]}", WAIT)
-
-
-@pytest.mark.parametrize("body", ODD_BODIES.values(), ids=ODD_BODIES)
-def test_an_odd_body_is_dropped_or_fails_and_those_claimed_with_it_are_answered(
-    start: StartWorker, caller: Celery, redis_client: redis.Redis, body: bytes
-) -> None:
-    behind_odd_message(start, caller, redis_client, envelope(body))
-
-
-def test_a_message_without_an_id_is_dropped_and_those_claimed_with_it_are_answered(
-    start: StartWorker, caller: Celery, redis_client: redis.Redis
-) -> None:
-    body = b'[[1], {}, {"callbacks": null}]'
-    behind_odd_message(start, caller, redis_client, envelope(body, {"task": "echo", "lang": "py"}))
-
-
-def test_a_priority_that_is_a_string_is_served_like_any_other(start: StartWorker, caller: Celery) -> None:
+def test_a_priority_that_is_a_string_is_served_like_any_other(app: Celery, worker: Worker) -> None:
     """kombu takes such a priority, and so do stock workers."""
-    worker = start()
-    picky = caller.tasks["picky"]  # waits until all are in
+    picky = app.tasks["picky"]  # waits until all are in
     results = [picky.apply_async((index,), priority=("3", 3)[index % 2]) for index in range(FULL)]
     wait_until(lambda: not worker.alive() or results[0].ready(), "it has run, or broken down")
     assert worker.alive(), worker.log[-2000:]
@@ -164,11 +88,8 @@ def test_a_priority_that_is_a_string_is_served_like_any_other(start: StartWorker
 
 
 @pytest.mark.parametrize("value", ["leave", "leave late"], ids=["preprocess", "postprocess"])
-def test_a_hook_that_leaves_python_fails_its_job_and_not_the_worker(
-    start: StartWorker, caller: Celery, value: str
-) -> None:
-    start()
-    results = list(caller.tasks["texts"].delay_many(["a", value, "b"]))
+def test_a_hook_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery, value: str) -> None:
+    results = list(app.tasks["texts"].delay_many(["a", value, "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["A!", "B!"]
     with pytest.raises(Exception, match="SystemExit"):
         results[1].get(timeout=WAIT)

@@ -37,6 +37,9 @@ def names(function: Callable[..., Any]) -> list[str]:
     [
         ("__init__", ["self", "on_task_request", "init_callback"]),
         ("create_task_handler", ["self", "promise"]),
+        ("on_invalid_task", ["self", "body", "message", "exc"]),
+        ("on_decode_error", ["self", "message", "exc"]),
+        ("on_unknown_message", ["self", "body", "message"]),
         ("call_soon_ack", ["self", "p", "args", "kwargs"]),
         ("stop", ["self"]),
         ("shutdown", ["self"]),

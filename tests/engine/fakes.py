@@ -10,6 +10,7 @@ from typing import Any
 
 from batchery.batchers import Batch, Batcher, Job, ListBatcher, Outcome
 from batchery.configs import TaskOptions
+from batchery.worker.engine import Room
 
 #: Seconds after which whatever a test waits for counts as never coming.
 DEADLINE_S = 20.0
@@ -64,8 +65,9 @@ class FakeFront:
 
     # -- For the engine: see Front -----------------------------------------------------------------------------------
 
-    def claim(self, room: int) -> list[Job]:
+    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
         self._fail("claim")
+        room = min(room.jobs for room in rooms.values())
         with self.changed:
             self.rooms.append(room)
             self.claim_waits = True

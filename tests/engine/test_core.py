@@ -1,5 +1,6 @@
 """The engine's decisions, without threads: whatever happens in whatever order, no job is lost and none is doubled."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from batchery.batchers import Batch, CostModel, GreedyPlanner, Job, TokenCeiling
 from batchery.configs import TaskOptions
+from batchery.worker.engine import Room
 from batchery.worker.engine.core import Core
 from batchery.worker.engine.counts import Counts
 from hypothesis import settings
@@ -17,8 +19,13 @@ NEVER = float("inf")
 NOW = 100.0
 
 
+#: Bytes of messages that each of two tasks may hold.
+SHARE = 1000
+
+
 def core_of(**options: TaskOptions) -> Core:
-    return Core(options, {name: GreedyPlanner(task_options) for name, task_options in options.items()})
+    planners = {name: GreedyPlanner(task_options) for name, task_options in options.items()}
+    return Core(options, planners, held_max_bytes=SHARE * len(options))
 
 
 def job(seq: int, task: str = "a", **fields: Any) -> Job:
@@ -28,8 +35,13 @@ def job(seq: int, task: str = "a", **fields: Any) -> Job:
 def prepare(core: Core, jobs: Iterable[Job]) -> None:
     """Let jobs come in and wait."""
     jobs = list(jobs)
-    core.claimed(len(jobs))
+    core.claimed(jobs)
     core.prepared(jobs, NOW)
+
+
+def room(core: Core, task: str = "a") -> int:
+    """Jobs of this task that may be claimed now."""
+    return core.rooms[task].jobs if task in core.rooms else 0
 
 
 def seqs(batch: Batch | None) -> list[int]:
@@ -39,10 +51,11 @@ def seqs(batch: Batch | None) -> list[int]:
 
 def test_jobs_wait_in_the_order_of_their_claims_whichever_was_prepared_first() -> None:
     core = core_of(a=TaskOptions())
-    core.claimed(4)
-    core.prepared([job(2)], NOW)
-    core.prepared([job(0), job(3)], NOW)
-    core.prepared([job(1)], NOW)
+    jobs = [job(seq) for seq in range(4)]
+    core.claimed(jobs)
+    core.prepared([jobs[2]], NOW)
+    core.prepared([jobs[0], jobs[3]], NOW)
+    core.prepared([jobs[1]], NOW)
     assert seqs(core.next_batch(NOW)) == [0, 1, 2, 3]
 
 
@@ -74,24 +87,79 @@ def test_there_is_nothing_to_wake_for_where_nothing_waits_or_all_is_given_back()
 
 def test_there_is_room_for_the_look_ahead_and_a_batch_each_that_runs_is_put_together_and_settles() -> None:
     core = core_of(small=TaskOptions(max_batch_size=2), wide=TaskOptions(max_batch_size=10, look_ahead=2))
-    assert core.room == 2 * 10 + 3 * 10
+    assert room(core, "small") == 8 * 2 + 3 * 2
+    assert room(core, "wide") == 2 * 10 + 3 * 10
 
 
 def test_no_room_is_offered_until_it_is_worth_a_round_trip() -> None:
     core = core_of(a=TaskOptions(max_batch_size=16, look_ahead=1))
-    prepare(core, (job(seq) for seq in range(core.room)))
-    core.left(64 // 8 - 1)
-    assert core.room == 0
-    core.left(1)
-    assert core.room == 64 // 8
+    jobs = [job(seq) for seq in range(room(core))]
+    prepare(core, jobs)
+    core.left(jobs[: 64 // 8 - 1])
+    assert core.rooms == {}
+    assert core.full
+    core.left(jobs[:1])
+    assert room(core) == 64 // 8
+    assert not core.full
+
+
+def test_no_task_takes_room_from_another() -> None:
+    core = core_of(a=TaskOptions(), b=TaskOptions())
+    before = core.rooms["b"]
+    prepare(core, [job(seq) for seq in range(room(core))])
+    assert core.rooms == {"b": before}
+    prepare(core, [job(1000, "b")])
+    assert core.rooms == {"b": Room(before.jobs - 1, before.bytes)}
+
+
+def test_messages_are_held_by_their_bytes_too_and_each_task_has_an_equal_share_of_them() -> None:
+    core = core_of(a=TaskOptions(), b=TaskOptions())
+    large = [job(1, size=SHARE // 2), job(2, size=SHARE // 2 - SHARE // 8 + 1)]
+    core.claimed(large)
+    assert core.rooms.keys() == {"b"}
+    core.left(large[:1])
+    assert core.rooms["a"].bytes == SHARE - large[1].size
+    assert core.rooms["b"].bytes == SHARE
+
+
+def test_one_message_larger_than_a_tasks_share_keeps_only_its_own_task_waiting() -> None:
+    core = core_of(a=TaskOptions(), b=TaskOptions())
+    prepare(core, [job(1, size=100 * SHARE)])
+    assert core.rooms.keys() == {"b"}
+    batch = core.next_batch(NOW)
+    assert batch is not None
+    core.left(batch.jobs)
+    assert core.rooms["a"].bytes == SHARE
+
+
+def test_without_batch_tasks_there_is_no_room_for_any_and_none_is_waited_for() -> None:
+    core = core_of()
+    assert core.rooms == {}
+    assert not core.full
+
+
+def test_a_job_waits_for_another_tasks_look_ahead_at_most() -> None:
+    """Its turn comes when what was claimed before it has run, however much of the other task keeps coming."""
+    core = core_of(a=TaskOptions(max_batch_size=4, look_ahead=2), b=TaskOptions())
+    seqs = itertools.count()
+    prepare(core, [job(next(seqs)) for _ in range(room(core))])
+    late = job(next(seqs), "b")
+    prepare(core, [late])
+    batches = 0
+    while (batch := core.next_batch(NOW)) is not None and batch.jobs != [late]:
+        core.left(batch.jobs)
+        prepare(core, [job(next(seqs)) for _ in range(room(core))])
+        batches += 1
+    assert batches == 2 + 3
 
 
 def test_a_task_with_batches_of_one_gets_room_for_each_job_that_leaves() -> None:
     core = core_of(a=TaskOptions(max_batch_size=1, look_ahead=1))
-    prepare(core, (job(seq) for seq in range(core.room)))
-    assert core.room == 0
-    core.left(1)
-    assert core.room == 1
+    jobs = [job(seq) for seq in range(room(core))]
+    prepare(core, jobs)
+    assert core.rooms == {}
+    core.left(jobs[:1])
+    assert room(core) == 1
 
 
 def test_draining_returns_what_waits_in_order_and_starts_and_claims_nothing_more() -> None:
@@ -102,7 +170,7 @@ def test_draining_returns_what_waits_in_order_and_starts_and_claims_nothing_more
     core.started(running, NOW)
     assert [job.seq for job in core.drain()] == [3, 4, 5]
     assert core.next_batch(NOW) is None
-    assert core.room == 0
+    assert core.rooms == {}
     assert core.running is running
     assert core.drain() == []
 
@@ -170,7 +238,7 @@ def test_the_next_batch_is_put_together_just_in_time_where_that_is_worth_a_threa
     ms: float, ahead_s: float | None
 ) -> None:
     options = {"a": TaskOptions()}
-    core = Core(options, {"a": GreedyPlanner(options["a"])}, {"a": cost_of(ms)})
+    core = Core(options, {"a": GreedyPlanner(options["a"])}, {"a": cost_of(ms)}, held_max_bytes=SHARE)
     prepare(core, [job(0)])
     for _ in range(40):
         core.collated(0.1)
@@ -187,7 +255,7 @@ def test_the_next_batch_is_put_together_just_in_time_where_that_is_worth_a_threa
 def test_what_ran_out_of_memory_lowers_the_ceiling_at_once() -> None:
     options = {"a": TaskOptions()}
     ceiling = TokenCeiling()
-    core = Core(options, {"a": GreedyPlanner(options["a"])}, {}, {"a": ceiling})
+    core = Core(options, {"a": GreedyPlanner(options["a"])}, {}, {"a": ceiling}, held_max_bytes=SHARE)
     core.out_of_memory([job(n, length=10) for n in range(8)])
     assert ceiling.limit is not None
     assert ceiling.limit < 80
@@ -204,8 +272,9 @@ class AnyOrder(RuleBasedStateMachine):
             a=TaskOptions(max_batch_size=3, look_ahead=2, max_wait_ms=500),
             b=TaskOptions(max_batch_size=4, look_ahead=1, max_batch_tokens=20, max_age_ms=2000),
         )
-        self.most = self.core.room
+        self.most = {task: room(self.core, task) for task in "ab"}
         self.made = 0
+        self.claimed: list[Job] = []
         self.unprepared: list[Job] = []
         self.waiting: list[Job] = []
         self.running: Batch | None = None
@@ -213,19 +282,22 @@ class AnyOrder(RuleBasedStateMachine):
         self.left: list[Job] = []
 
     def leave(self, jobs: list[Job]) -> None:
-        self.core.left(len(jobs))
+        self.core.left(jobs)
         self.left += jobs
 
     @rule(data=st.data())
     def claim(self, data: Any) -> None:
-        for _ in range(data.draw(st.integers(0, self.core.room))):
+        task = data.draw(st.sampled_from("ab"))
+        for _ in range(data.draw(st.integers(0, room(self.core, task)))):
             fields = {
+                "size": data.draw(st.integers(0, 100)),
                 "length": data.draw(st.integers(0, 30)),
                 "priority": data.draw(st.sampled_from([0, 0, 3])),
                 "enqueued_at": self.now - data.draw(st.sampled_from([0, 0.2, 3])),
             }
-            self.unprepared.append(job(self.made, data.draw(st.sampled_from("ab")), **fields))
-            self.core.claimed(1)
+            self.unprepared.append(job(self.made, task, **fields))
+            self.core.claimed(self.unprepared[-1:])
+            self.claimed += self.unprepared[-1:]
             self.made += 1
 
     @rule(data=st.data())
@@ -312,9 +384,13 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def what_is_held_stays_within_its_bound(self) -> None:
         assert self.core.held == self.made - len(self.left)
-        assert self.core.held <= self.most
-        assert self.core.room in (0, self.most - self.core.held)
-        assert self.core.room or self.core.held or self.core.draining
+        gone = set(map(id, self.left))
+        for task in "ab":
+            held = [job for job in self.claimed if job.task == task and id(job) not in gone]
+            size = sum(job.size for job in held)
+            assert len(held) <= self.most[task]
+            assert self.core.rooms.get(task) in (None, (self.most[task] - len(held), SHARE - size))
+            assert task in self.core.rooms or held or self.core.draining
 
     def teardown(self) -> None:
         """Whatever happened before, the engine can go on until nothing is held."""

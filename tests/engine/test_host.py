@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batchery.configs import WorkerOptions
+from batchery.worker.engine import Room
 from batchery.worker.engine import host as host_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -479,7 +480,7 @@ def test_a_call_that_the_host_has_given_up_on_does_not_run(caplog: pytest.LogCap
     front = host_module._LocalFront(5)
     front.open()
     future = front.put("double", (1,), {}, when_full="reject")
-    jobs = front.claim(1)
+    jobs = front.claim({"double": Room(1, 1)})
     front.fail_rest("given up")
     assert front.still_wanted(jobs) == []
     assert caplog.text == ""

@@ -12,6 +12,9 @@ from redis.retry import Retry
 #: Seconds without an answer after which a connection counts as lost. A full settle of large results is far below.
 SOCKET_TIMEOUT_S = 20.0
 
+#: Redis' and Valkey's own limit, in bytes.
+_LARGEST_VALUE = 512 * 1024 * 1024
+
 _SCRIPTS = Path(__file__).parent / "scripts"
 
 
@@ -39,6 +42,15 @@ def connect(connection_class: type[Any], parameters: Mapping[str, Any]) -> "redi
 def script(client: "redis.Redis", name: str) -> Script:
     """Return the script of scripts/`name`.lua, to be called with keys and args."""
     return client.register_script((_SCRIPTS / f"{name}.lua").read_text())
+
+
+def largest_value(client: "redis.Redis") -> int:
+    """Return how many bytes the server takes as one value; it closes the connection of whoever sends more."""
+    try:
+        answer: Any = client.config_get("proto-max-bulk-len")
+        return int(answer["proto-max-bulk-len"])
+    except (redis.ResponseError, KeyError, ValueError):  # CONFIG is not allowed to us
+        return _LARGEST_VALUE
 
 
 def same_server(one: "redis.Redis", other: "redis.Redis") -> bool:

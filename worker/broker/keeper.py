@@ -57,7 +57,8 @@ class Keeper:
                 if not hung and time.monotonic() - refreshed_at >= self._every_s - beat / 2:
                     self._leases.refresh(self._queues())
                     refreshed_at = time.monotonic()
-                orphans = self._leases.sweep()
+                # Some at a time, so that the server is not kept busy, but all of them now: somebody waits for each.
+                orphans = sum(iter(self._leases.sweep, 0))
                 if orphans:
                     logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
             except redis.RedisError as exc:

@@ -11,17 +11,22 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import redis
 
-from .client import script
+from .client import largest_value, script
 from .keys import Queue
 
 #: Jobs that one settle script takes: far below what Lua can unpack, and a few ms of the server's time.
 _SETTLE_CHUNK = 500
+#: Bytes of results in one settle script, but one result whatever its size: a server closes the connection of whoever
+#: sends more than 1 GB at once.
+_SETTLE_BYTES = 32 * 1024 * 1024
+#: Bytes of orphans that one sweep puts back: some 100 ms of the server's time.
+_ORPHAN_BYTES = 32 * 1024 * 1024
 
 
 class Claim(msgspec.Struct, eq=False, gc=False):
@@ -60,6 +65,7 @@ class Leases:
         self._held_bytes = 0
         self._queues: dict[str, Queue] = {}
         self._sequence = 0
+        self._largest_value = 0
         #: First sequence number and queues of claims whose answer was lost with the connection.
         self._unheard: list[tuple[int, int, Sequence[Queue]]] = []
         #: Messages that the last claim left to other workers.
@@ -85,10 +91,13 @@ class Leases:
         with self._lock:
             return sorted(self._held.values(), key=lambda claim: claim.seq)
 
-    def claim(self, queues: Sequence[Queue], room: int, max_bytes: int) -> list[Claim]:
+    def claim(
+        self, queues: Sequence[Queue], room: int, max_bytes: int, limits: Sequence[int] | None = None
+    ) -> list[Claim]:
         """Claim at most `room` messages and `max_bytes`, but one message whatever its size; never waits.
 
-        Highest priority first; among equals the first of `queues` first, and the oldest message of a queue first.
+        `limits` are messages of each of `queues`, at most; None: `room` of each. Highest priority first; among equals
+        the first of `queues` first, and the oldest message of a queue first.
         """
         self._recover_unheard()
         first = self._sequence
@@ -98,7 +107,12 @@ class Leases:
         keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
         priorities = queues[0].priorities
         keys += [queue.lists[step] for step in range(len(priorities)) for queue in queues]
-        shares = [value for queue, count in zip(queues, mine, strict=True) for value in (queue.envelope_end, count)]
+        limits = limits or [room] * len(queues)
+        shares = [
+            value
+            for queue, count, limit in zip(queues, mine, limits, strict=True)
+            for value in (queue.envelope_end, count, limit)
+        ]
         args = [self._prefix, first, self._lease_s, room, max_bytes, len(queues), *shares, *priorities]
         # Whatever becomes of the answer, these numbers are used: a second claim must not meet the first one's tags.
         self._sequence += room
@@ -116,17 +130,27 @@ class Leases:
         for settlement in settlements:
             by_queue.setdefault(settlement.claim.queue.name, []).append(settlement)
         for group in by_queue.values():
-            for start in range(0, len(group), _SETTLE_CHUNK):
-                chunk = group[start : start + _SETTLE_CHUNK]
+            for chunk in _chunks(group):
                 queue = chunk[0].claim.queue
                 args: list[Any] = [self._db, result_db, expires_s]
                 for settlement in chunk:
                     args += (settlement.claim.tag, settlement.result)
                 keys = [queue.unacked, queue.index, *(settlement.key for settlement in chunk)]
-                reply = self._run("settle", keys=keys, args=args)
+                try:
+                    reply = self._run("settle", keys=keys, args=args)
+                except redis.RedisError:
+                    self._largest_value = 0  # it may have been lowered
+                    raise
                 settled.update((item.claim.tag, bool(done)) for item, done in zip(chunk, reply, strict=True))
                 self.forget(item.claim for item in chunk)
         return [settled[settlement.claim.tag] for settlement in settlements]
+
+    @property
+    def largest_value(self) -> int:
+        """Bytes of one result that the server takes, at most."""
+        if not self._largest_value:
+            self._largest_value = largest_value(self._client)
+        return self._largest_value
 
     def give_back(self, claims: Iterable[Claim]) -> None:
         """Put messages back to the front of their queues, in claim order."""
@@ -228,6 +252,19 @@ class Leases:
             self._run(
                 "give_back",
                 keys=[queue.unacked, queue.index, *queue.lists],
-                args=[len(queue.envelope_end), priorities, orphans, *tags],
+                args=[len(queue.envelope_end), priorities, orphans, _ORPHAN_BYTES, *tags],
             )
         )
+
+
+def _chunks(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
+    """Cut settlements into what one script may take."""
+    chunk: list[Settlement] = []
+    size = 0
+    for settlement in settlements:
+        size += len(settlement.result)
+        if chunk and (size > _SETTLE_BYTES or len(chunk) == _SETTLE_CHUNK):
+            yield chunk
+            chunk, size = [], len(settlement.result)
+        chunk.append(settlement)
+    yield chunk

@@ -2,8 +2,9 @@
 
 Names of Celery's and kombu's that are private, or might as well be, and that this package relies on; each has a test:
 
-- `celery.worker.consumer.Consumer`: `on_task_request`, `create_task_handler`, `call_soon_ack`, `stop`, `shutdown`,
-  `task_consumer`, `event_dispatcher`, `strategies`, `Blueprint.default_steps`
+- `celery.worker.consumer.Consumer`: `on_task_request`, `create_task_handler`, `on_invalid_task`, `on_decode_error`,
+  `on_unknown_message`, `call_soon_ack`, `stop`, `shutdown`, `task_consumer`, `event_dispatcher`, `strategies`,
+  `Blueprint.default_steps`
 - `app.amqp.Consumer`, the class of the worker's task consumer; `app.amqp.Router`, `app.amqp.queues.consume_from`
 - kombu's Redis channel: `pool`, `priority_steps`, `sep`, `global_keyprefix`
 - `celery.worker.state`: `task_reserved`, `task_ready`, `requests`, `active_requests`, `scheduled_requests`,
@@ -21,7 +22,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.concurrency import solo, thread
-from celery.exceptions import CeleryCommandException, ImproperlyConfigured
+from celery.exceptions import CeleryCommandException, ImproperlyConfigured, InvalidTaskError
 from celery.utils.functional import noop
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
@@ -99,9 +100,9 @@ class BatchConsumer(Consumer):
     def _on_task_request(self, request: Any) -> None:
         name = request.task.name
         if name in self.batch_tasks:
-            self._front.take(request)
+            self._front.unusual.take(request)
         elif name in self.settings.unserved:
-            self._front.leave_to_others(request)
+            self._front.unusual.leave_to_others(request)
         else:
             self._to_pool(request)
 
@@ -114,6 +115,21 @@ class BatchConsumer(Consumer):
             self._hub_calls.revive()
         return self.handle_message
 
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Tell the caller what is wrong with its message; Celery would drop it and leave the caller waiting."""
+        self._front.unusual.refuse(message.delivery_tag, exc)
+        super().on_invalid_task(body, message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """As `on_invalid_task`."""
+        self._front.unusual.refuse(message.delivery_tag, exc)
+        super().on_decode_error(message, exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """As `on_invalid_task`."""
+        self._front.unusual.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
+        super().on_unknown_message(body, message)
+
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge at once: that only puts it in line for the next settle, also while the hub is stopping."""
         p(*args, **kwargs)
@@ -122,7 +138,7 @@ class BatchConsumer(Consumer):
     def on_close(self) -> None:
         """Let go of what a reconnect forgets, as Celery does; our leases outlive the connection, so give it back."""
         if self.engine is not None:
-            self._front.connection_lost()
+            self._front.unusual.connection_lost()
         super().on_close()
 
     def stop(self) -> None:
@@ -165,7 +181,7 @@ class BatchConsumer(Consumer):
             # In words of our own: a KeyError or an OSError would be a lost connection to Celery, and tried again.
             raise BatcheryError(f"This worker cannot serve, a model could not be loaded: {exc!r}") from exc
         _spare_the_collector()
-        self._front.engine = engine
+        self._front.attach(engine)
         self._keeper = Keeper(
             leases,
             self._queues,

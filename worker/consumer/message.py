@@ -7,7 +7,7 @@ here: Celery's own objects do that. So they do with what is broken: they know wh
 
 from collections.abc import Container
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -41,7 +41,8 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     correlation_id: str = ""
     reply_to: str = ""
     delivery_mode: int = 2
-    priority: int | None = None
+    #: What kombu would clamp is unusual.
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
     #: Celery puts them here too, where `apply_async` was given them.
     argsrepr: str = ""
     kwargsrepr: str = ""
@@ -101,6 +102,8 @@ class Ordinary(msgspec.Struct, gc=False):
     priority: int
     #: Seconds since the epoch; None: it never expires.
     expires_at: float | None
+    #: Bytes of the body, decompressed.
+    size: int
 
 
 _message = msgspec.json.Decoder(Message)
@@ -124,9 +127,9 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYT
         if arguments is None:
             return None
         expires_at = _timestamp(decoded.headers.expires)
-    except Exception:  # kombu's own types raise what they like
+    except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
-    return Ordinary(decoded.headers, *arguments, properties.priority or 0, expires_at)
+    return Ordinary(decoded.headers, *arguments, properties.priority or 0, expires_at, len(body))
 
 
 def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any]] | None:

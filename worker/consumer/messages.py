@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from celery.worker.request import Request
 from kombu.transport import virtual
 from kombu.utils import json as kombu_json
@@ -10,6 +11,28 @@ from kombu.utils import json as kombu_json
 from ..broker import Claim
 from .compression import check_size, decompress
 from .message import MAX_BODY_BYTES
+
+
+class _Headers(msgspec.Struct, gc=False):
+    task: Any = None
+    id: Any = None
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    headers: _Headers
+
+
+_peek = msgspec.json.Decoder(_Envelope)
+
+
+def addressee(message: bytes) -> tuple[str | None, str | None]:
+    """Return a message's task and id as far as it tells them, whatever else is wrong with it."""
+    try:
+        headers = _peek.decode(message).headers
+    except Exception:  # as in `decode`
+        return None, None
+    task, task_id = (name if isinstance(name, str) and name else None for name in (headers.task, headers.id))
+    return task, task_id
 
 
 class LeaseChannel:

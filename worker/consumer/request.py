@@ -48,6 +48,11 @@ class LightRequest(msgspec.Struct, eq=False, weakref=True):
         return f"<LightRequest: {self.name}[{self.id}]>"
 
 
+def full_request(request: Any) -> Any:
+    """Return Celery's own `Request`, for a light one too."""
+    return request.full if isinstance(request, LightRequest) else request
+
+
 class CurrentRequest:
     """`task.request` while a job's `preprocess` runs: Celery's own context, made when somebody looks at it."""
 
@@ -59,7 +64,7 @@ class CurrentRequest:
     def __getattr__(self, name: str) -> Any:
         """Ask the context."""
         if self._context is None:
-            full = self._request.full if isinstance(self._request, LightRequest) else self._request
+            full = full_request(self._request)
             args, kwargs, embed = full._payload
             self._context = Context(full.request_dict, args=args, kwargs=kwargs, called_directly=False)
             self._context.update(embed or {}, is_eager=False)

@@ -9,9 +9,10 @@ from celery.app.task import Context
 from celery.backends.base import compress_payload
 from celery.backends.redis import RedisBackend
 
-from ...batchers import Outcome
+from ...batchers import BatchFailed, Outcome
+from ...producer.encoding import encode_json
 from ..broker import Leases, Settlement
-from ..broker.client import same_server
+from ..broker.client import largest_value, same_server
 from .request import LightRequest
 from .results import SERIALIZERS, encode_success
 
@@ -30,6 +31,9 @@ class ResultStore:
             and same_server(broker, backend.client)
         )
         self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
+        self._is_redis = isinstance(backend, RedisBackend)
+        #: Bytes of one result that the backend takes, where it is another Redis than the broker; 0: not asked yet.
+        self._largest_elsewhere = 0
         self._db = int(backend.connparams.get("db") or 0) if fast else 0
         self._expires_s = int(backend.expires or 0) if fast else 0
         self._key_prefix = backend.get_key_for_task("-").decode()[:-1] if fast else ""
@@ -41,7 +45,9 @@ class ResultStore:
         cannot take turns into that job's failure, and is not acknowledged.
         """
         if self._shares_server:
-            settlements = [self._encoded(outcome) for outcome in successes]
+            largest = self._leases.largest_value if successes else 0
+            fitting = (outcome for outcome in successes if _fits(outcome, len(outcome.job.reply.result), largest))
+            settlements = [self._encoded(outcome) for outcome in fitting]
         else:
             settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
         done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
@@ -75,6 +81,8 @@ class ResultStore:
         if outcome.error is not None or not self._leases.still_held(request.claim):
             return False
         if not _ignored(request):
+            if not self.fits(outcome):
+                return False
             context = Context(request.full.request_dict)
             try:
                 self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
@@ -84,6 +92,41 @@ class ResultStore:
                 outcome.error = exc
                 return False
         return True
+
+    def fits(self, outcome: Outcome) -> bool:
+        """Whether Redis, if it is the backend, takes the value; one that is too large turns into the job's failure.
+
+        Not for what `settle` stores on the broker's own server: it looks for itself.
+
+        Raises:
+            redis.RedisError: the server could not be asked how much it takes.
+        """
+        if not self._is_redis:
+            return True
+        backend, value = self._app.backend, outcome.value
+        try:
+            size = len(encode_json(value) if backend.serializer == "json" else backend.encode(value))
+        except Exception:  # whoever stores it will find that, too
+            return True
+        return _fits(outcome, size, self._largest)
+
+    @property
+    def _largest(self) -> int:
+        if self._shares_server:
+            return self._leases.largest_value
+        self._largest_elsewhere = self._largest_elsewhere or largest_value(self._app.backend.client)
+        return self._largest_elsewhere
+
+
+def _fits(outcome: Outcome, size: int, largest: int) -> bool:
+    """Whether the server takes a result of `size` bytes; one that is too large turns into the job's failure."""
+    if size <= largest or outcome.job.reply.ignore_result:
+        return True
+    outcome.error = BatchFailed(
+        f"The result is {size} bytes, and the server takes {largest} at most. Return less, or store it elsewhere and "
+        "return its address, or raise the server's proto-max-bulk-len."
+    )
+    return False
 
 
 def _ignored(request: LightRequest) -> bool:

@@ -1,8 +1,8 @@
 """The engine and the in-process host: threads that move jobs through models. No Celery, no Redis."""
 
 from .engine import Engine
-from .front import Front
+from .front import Front, Room
 from .host import Host
 from .model import Model
 
-__all__ = ["Engine", "Front", "Host", "Model"]
+__all__ = ["Engine", "Front", "Host", "Model", "Room"]

@@ -1,23 +1,43 @@
 """The engine's decisions, as a state machine without I/O, threads or clock: the time is an argument.
 
 A job is, in this order, preparing, waiting, running, settling; from each of these it may leave. What is bounded is
-everything held together, so that no stage can pile up behind a slow one.
+everything held together, so that no stage can pile up behind a slow one; and it is bounded for each task by itself, so
+that no task's backlog keeps another one's jobs out.
 """
 
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 from ...batchers import Batch, CostModel, Job, Planner, TokenCeiling
 from ...batchers.ceiling import batch_tokens
 from ...configs import TaskOptions
 from .counts import Counts
+from .front import Room
 
 _NEVER = float("inf")
 
 
 #: Seconds that a batch must be expected to run for another thread to put the next one together meanwhile.
 _WORTH_COLLATING_AHEAD_S = 0.005
+
+
+@dataclass(slots=True)
+class _Held:
+    """What is held of one task, and how much may be."""
+
+    most_jobs: int
+    most_bytes: int
+    jobs: int = 0
+    bytes: int = 0
+
+    @property
+    def room(self) -> Room | None:
+        """What may be claimed now; None until an eighth is free, and a claim so worth its round trip."""
+        room = Room(self.most_jobs - self.jobs, self.most_bytes - self.bytes)
+        enough = room.jobs >= max(1, self.most_jobs // 8) and room.bytes >= max(1, self.most_bytes // 8)
+        return room if enough else None
 
 
 class Core:
@@ -29,14 +49,20 @@ class Core:
         planners: Mapping[str, Planner],
         costs: Mapping[str, CostModel] | None = None,
         ceilings: Mapping[str, TokenCeiling] | None = None,
+        *,
+        held_max_bytes: int,
     ) -> None:
-        """Start with nothing held; the mappings are by task name. Costs and ceilings learn from what runs."""
+        """Start with nothing held; the mappings are by task name. Costs and ceilings learn from what runs.
+
+        Each task may hold an equal part of `held_max_bytes`.
+        """
         self._planners = planners
         self._costs = costs or {}
         self._ceilings = ceilings or {}
         self._waiting: dict[str, list[Job]] = {name: [] for name in planners}
+        share = held_max_bytes // max(1, len(options))
+        self._held = {name: _Held(0, share) for name in options}
         self.bound(options)
-        self._held = 0
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
         self.running: Batch | None = None
@@ -52,32 +78,40 @@ class Core:
         self._numbers = count(1)
 
     def bound(self, options: Mapping[str, TaskOptions]) -> None:
-        """Hold no more than these options ask for, by task name."""
-        widest = max(options.values(), key=lambda option: option.max_waiting, default=TaskOptions())
-        #: What waits, and a batch each that runs, is put together and is being settled.
-        self._most_held = widest.max_waiting + 3 * widest.max_batch_size
-        self._least_claimed = max(1, self._most_held // 8)
+        """Hold no more of each task than these options ask for, by task name."""
+        for name, option in options.items():
+            # What waits, and a batch each that runs, is put together and is being settled.
+            self._held[name].most_jobs = option.max_waiting + 3 * option.max_batch_size
 
     @property
     def held(self) -> int:
         """Jobs that were claimed and have not left."""
-        return self._held
+        return sum(held.jobs for held in self._held.values())
 
     @property
-    def room(self) -> int:
-        """How many jobs may be claimed now: none until a claim is worth its round trip."""
-        room = self._most_held - self._held
-        return 0 if self.draining or room < self._least_claimed else room
+    def rooms(self) -> dict[str, Room]:
+        """What may be claimed now, by task; a task that has no room is missing."""
+        if self.draining:
+            return {}
+        return {name: room for name, held in self._held.items() if (room := held.room)}
 
     @property
     def nothing_waits(self) -> bool:
         """Whether no job waits for the device."""
         return not any(self._waiting.values())
 
-    def claimed(self, count: int) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether there are tasks, and none of them has room."""
+        return bool(self._held) and not self.rooms
+
+    def claimed(self, jobs: Sequence[Job]) -> None:
         """Take note of jobs that came in; they are preparing until `prepared` or `unprepared` says otherwise."""
-        self._held += count
-        self.preparing += count
+        for job in jobs:
+            held = self._held[job.task]
+            held.jobs += 1
+            held.bytes += job.size
+        self.preparing += len(jobs)
 
     def prepared(self, jobs: Iterable[Job], now: float) -> None:
         """Let prepared jobs wait for the planner, in claim order, whichever was prepared first."""
@@ -171,9 +205,12 @@ class Core:
         """Share of the device's time that it waited although work was there, from 0 to 1."""
         return self.waited_s / (self.ran_s + self.waited_s) if self.waited_s else 0.0
 
-    def left(self, count: int) -> None:
+    def left(self, jobs: Iterable[Job]) -> None:
         """Take note of jobs that are no longer held: settled, given back, or withdrawn."""
-        self._held -= count
+        for job in jobs:
+            held = self._held[job.task]
+            held.jobs -= 1
+            held.bytes -= job.size
 
     def drain(self) -> list[Job]:
         """Stop starting batches; return the jobs that wait, in claim order: they are to be given back."""

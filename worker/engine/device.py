@@ -40,10 +40,10 @@ class Device:
         settler: Settler,
         *,
         clock: Callable[[], float],
-        leave: Callable[[int], None],
+        leave: Callable[[Sequence[Job]], None],
         return_: Callable[[list[Job]], None],
     ) -> None:
-        """`lock` guards `core`; `leave(count)` is called for jobs nobody wants, `return_` for what will not run."""
+        """`lock` guards `core`; `leave` is called for jobs nobody wants, `return_` for what will not run."""
         self._core = core
         self._lock = lock
         self._runner = runner
@@ -174,6 +174,7 @@ class Device:
         """Leave out the jobs that nobody wants any more; return whether any are left."""
         wanted = self._front.still_wanted(batch.jobs)
         if len(wanted) < len(batch.jobs):
-            self._leave(len(batch.jobs) - len(wanted))
+            kept = set(map(id, wanted))
+            self._leave([job for job in batch.jobs if id(job) not in kept])
             batch.jobs = wanted
         return bool(wanted)

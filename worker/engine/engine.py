@@ -60,7 +60,7 @@ class Engine:
         self._task_options = task_options
         self._planners = planners
         self._clock = clock
-        self._core = Core(task_options, planners, self._costs, self._ceilings)
+        self._core = Core(task_options, planners, self._costs, self._ceilings, held_max_bytes=options.held_max_bytes)
         # One lock, and a condition for each thing that a thread waits for: waking the wrong thread costs the GIL twice.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -87,6 +87,8 @@ class Engine:
                 ("settle", self._settler.run),
             )
         }
+        #: Set whenever something has left, and so may have made room; the claim thread clears it before each claim.
+        self.freed = threading.Event()
         #: Whether the device or the settle thread has died: what they have in hand will never leave.
         self._stuck = False
         #: Jobs to be given back together, in order; None while each may go back by itself.
@@ -212,7 +214,7 @@ class Engine:
         if not jobs:
             return
         with self._lock:
-            self._core.claimed(len(jobs))
+            self._core.claimed(jobs)
         by_task: dict[str, list[Job]] = {}
         now = self._clock()
         for job in jobs:
@@ -228,11 +230,12 @@ class Engine:
     def _claim(self) -> None:
         while True:
             with self._lock:
-                self._room.wait_for(lambda: self._core.room or self._core.draining)
-                room = self._core.room
-            if not room:
-                return
-            self.submit(self._front.claim(room))
+                self._room.wait_for(lambda: self._core.draining or not self._core.full)
+                if self._core.draining:
+                    return
+                self.freed.clear()
+                rooms = self._core.rooms
+            self.submit(self._front.claim(rooms))
 
     def _prepare_where_it_belongs(self, model: Model, jobs: list[Job]) -> None:
         if not model.runs_user_code_per_item:
@@ -287,7 +290,7 @@ class Engine:
     def _give_back(self, jobs: Sequence[Job]) -> None:
         if jobs:
             self._front.give_back(jobs)
-            self._leave(len(jobs))
+            self._leave(jobs)
 
     def _settled(self, outcomes: list[Outcome]) -> None:
         now, done = self._clock(), None
@@ -301,17 +304,18 @@ class Engine:
                 if batch.settled == len(batch.jobs):
                     self._core.settled(batch, now)
                     done = batch
-        self._leave(len(outcomes))
+        self._leave([outcome.job for outcome in outcomes])
         if done is not None and logger.isEnabledFor(logging.INFO):
             _log(done, now)
 
-    def _leave(self, count: int) -> None:
+    def _leave(self, jobs: Sequence[Job]) -> None:
         with self._lock:
-            self._core.left(count)
+            self._core.left(jobs)
             if self._core.draining:
                 self._left.notify_all()
-            elif self._core.room:
+            elif not self._core.full:
                 self._room.notify_all()
+        self.freed.set()
 
 
 def _log(batch: Batch, settled_at: float) -> None:

@@ -1,10 +1,18 @@
 """A front: where the engine's jobs come from and where their outcomes go."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ...batchers import Batch, Job, Outcome
+
+
+class Room(NamedTuple):
+    """How much more of one task may be held."""
+
+    jobs: int
+    #: Of messages, as `Job.size` counts them.
+    bytes: int
 
 
 class Front(Protocol):
@@ -14,8 +22,12 @@ class Front(Protocol):
     itself, such as a lost connection.
     """
 
-    def claim(self, room: int) -> list[Job]:
-        """Wait for work and take at most `room` jobs; an empty list every now and then is fine. Claim thread."""
+    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
+        """Wait for work and take it; an empty list every now and then is fine. Claim thread.
+
+        `rooms` says how much of each task; of one that is missing, nothing. A front that cannot tell beforehand what it
+        takes may take more of a task than it has room for, once, and then none until there is room again.
+        """
         ...
 
     def interrupt(self) -> None:

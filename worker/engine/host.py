@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from ...batchers import Batch, BatcheryError, BatchFailed, Job, JobRejected, Outcome
 from ...configs import WorkerOptions
 from .engine import Engine
+from .front import Room
 from .model import Model
 
 _NOT_STARTED = "The host takes no calls before it is started: call start(), or use it in a `with` statement."
@@ -189,7 +190,8 @@ class _LocalFront:
 
     # -- The engine's side: see Front --------------------------------------------------------------------------------
 
-    def claim(self, room: int) -> list[Job]:
+    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
+        room = max(room.jobs for room in rooms.values())  # a host has one task
         with self._lock:
             self._filled.wait_for(lambda: self._queue or self._interrupted)
             if self._interrupted:

@@ -2,7 +2,8 @@
 --
 -- KEYS  for each of n queues: unacked hash, unacked_index, workers; then the lists, by priority and then by queue
 -- ARGV  1 tag prefix   2 first sequence number   3 lease in seconds   4 messages at most   5 bytes at most
---       6 n   then for each queue: end of its envelope, jobs of it that this worker holds   then the priorities
+--       6 n   then for each queue: end of its envelope, jobs of it that this worker holds, messages of it at most
+--       then the priorities
 -- Reply {time, messages left behind because they are other workers' share,
 --        for each list how many were taken, each message taken (oldest first, list by list)}
 --
@@ -10,11 +11,11 @@
 -- tag alone says to which list a message goes back.
 -- Over maxmemory this still works: RPOP frees memory, and Redis refuses only a script's first write.
 
-local CHUNK = 16  -- popped at once, so that a row of huge messages cannot fill Lua's memory
+local CHUNK = 16  -- popped at once, at most
 
 local prefix, sequence, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local room, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local priorities = #ARGV - 6 - 2 * queues
+local priorities = #ARGV - 6 - 3 * queues
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -35,19 +36,26 @@ for queue = 1, queues do
   if backlog > 0 then
     local held = redis.call('HLEN', KEYS[3 * queue - 2])
     local live = math.max(1, redis.call('ZCOUNT', KEYS[3 * queue], now, '+inf'))
-    local mine = tonumber(ARGV[6 + 2 * queue])
+    local mine = tonumber(ARGV[5 + 3 * queue])
     share[queue] = math.max(0, math.ceil((backlog + held) / live) - mine)
     withheld = withheld + math.max(0, backlog - share[queue])
+    share[queue] = math.min(share[queue], tonumber(ARGV[6 + 3 * queue]))
   end
 end
 
 local counts, messages = {}, {}
-local taken_bytes, full = 0, false
+local taken_bytes, largest, full = 0, 0, false
+
+-- As many as fit if they are like those seen so far: a row of huge messages must not fill Lua's memory.
+local function chunk()
+  if largest == 0 then return 1 end
+  return math.max(1, math.min(CHUNK, math.floor((bytes - taken_bytes) / largest)))
+end
 
 local function lease_messages(queue, priority, popped)
   local fields, scores = {}, {}
-  local envelope_end = ARGV[5 + 2 * queue]
-  local suffix = '.' .. ARGV[6 + 2 * queues + priority]
+  local envelope_end = ARGV[4 + 3 * queue]
+  local suffix = '.' .. ARGV[6 + 3 * queues + priority]
   for index = 1, #popped do
     local tag = prefix .. string.format('%012d', sequence) .. suffix
     sequence = sequence + 1
@@ -66,11 +74,12 @@ for priority = 1, priorities do
     local count = 0
     while not full and math.min(room, share[queue]) > 0 do
       local key = list_key(priority, queue)
-      local popped = redis.call('RPOP', key, math.min(room, share[queue], CHUNK))
+      local popped = redis.call('RPOP', key, math.min(room, share[queue], chunk()))
       if not popped then break end
       local kept = {}
       for index = 1, #popped do
         taken_bytes = taken_bytes + #popped[index]
+        largest = math.max(largest, #popped[index])
         full = taken_bytes > bytes
         if full and #messages + #kept > 0 then
           for back = #popped, index, -1 do redis.call('RPUSH', key, popped[back]) end

@@ -3,7 +3,7 @@
 -- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, by priority
 -- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
 --       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
---       then the tags
+--       4 bytes of orphans at most, but one whatever its size   then the tags
 -- Reply how many were given back; a tag that is no longer held is passed over
 --
 -- Over maxmemory this still works: Redis refuses only a script's first write, and the first is a ZREM of nothing.
@@ -44,14 +44,16 @@ if orphans then
   -- The newest first: what a later sweep gives back then comes before it.
   tags = redis.call('ZRANGE', KEYS[2], now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3])
 else
-  for index = 4, #ARGV do tags[#tags + 1] = ARGV[index] end
+  for index = 5, #ARGV do tags[#tags + 1] = ARGV[index] end
 end
 
 redis.call('ZREM', KEYS[2], '')
 table.sort(tags, function(one, other) return one > other end)
-local count = 0
+local count, left = 0, orphans and tonumber(ARGV[4]) or math.huge
 for _, tag in ipairs(tags) do
   local envelope = redis.call('HGET', KEYS[1], tag)
+  left = left - (envelope and #envelope or 0)
+  if left < 0 and count > 0 then break end
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     redis.call('RPUSH', list_of(tag), orphans and redelivered(message) or message)

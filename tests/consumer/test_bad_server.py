@@ -1,0 +1,115 @@
+"""Servers that are full, read-only or away: whoever is not answered with an error is answered when that is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from benchmarks.services import Valkey, Worker, wait_until
+from tests.consumer.conftest import APP, Gate, calling
+
+WAIT = 30.0
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A server of this file's own, whose settings its tests change."""
+    valkey = Valkey(maxmemory_policy="noeviction")
+    try:
+        valkey.start()
+        yield valkey.url
+    finally:
+        valkey.close()
+
+
+@pytest.fixture
+def admin(server: str, client: redis.Redis) -> Iterator[redis.Redis]:
+    """Changes settings that are back to normal afterwards."""
+    with redis.Redis.from_url(server) as admin:
+        yield admin
+        admin.replicaof("no", "one")
+        admin.config_set("maxmemory", 0)
+        admin.config_set("proto-max-bulk-len", 512 * MB)
+
+
+def test_a_result_larger_than_the_server_takes_fails_alone_and_is_acknowledged(
+    app: Celery, admin: redis.Redis, worker: Worker
+) -> None:
+    swell = app.tasks["swell"]
+    assert swell.delay(1).get(timeout=WAIT) == "x"
+    admin.config_set("proto-max-bulk-len", MB)
+    small, large, other = swell.delay_many([10, 2 * MB, 20])
+    linked = swell.apply_async((3 * MB,), link=app.tasks["note_value"].s())  # it goes Celery's own way
+    assert (small.get(timeout=WAIT), other.get(timeout=WAIT)) == ("x" * 10, "x" * 20)
+    for result in (large, linked):
+        with pytest.raises(Exception, match=rf"The result is \d+ bytes, and the server takes {MB} at most") as caught:
+            result.get(timeout=5)
+        assert type(caught.value).__name__ == "BatchFailed"
+
+
+def test_a_full_server_refuses_callers_and_still_gets_the_results_of_what_it_holds(
+    app: Celery, admin: redis.Redis, gate: Gate
+) -> None:
+    silent = app.tasks["silent"]
+    ids = [result.id for result in silent.delay_many([(gate.path, index) for index in range(12)])]
+    gate.wait_for_model()
+    admin.config_set("maxmemory", 1)
+    with pytest.raises((OperationalError, redis.OutOfMemoryError), match=r"(?i)maxmemory"):
+        silent.apply_async((gate.path, "one more"), retry=False, ignore_result=True)
+    gate.open()
+    keys = [f"celery-task-meta-{task_id}" for task_id in ids]
+    wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
+    admin.config_set("maxmemory", 0)
+    assert app.tasks["echo"].delay("goes on").get(timeout=WAIT) == "goes on"
+
+
+def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_again(
+    app: Celery, admin: redis.Redis, worker: Worker, gate: Gate
+) -> None:
+    ids = [result.id for result in app.tasks["silent"].delay_many([(gate.path, index) for index in range(12)])]
+    gate.wait_for_model()
+    before = len(worker.log)
+    admin.replicaof("127.0.0.1", "1")
+    gate.open()
+    wait_until(lambda: "read only" in worker.log[before:], "the worker says that it cannot store", WAIT)
+    admin.replicaof("no", "one")
+    keys = [f"celery-task-meta-{task_id}" for task_id in ids]
+    wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
+
+
+@pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
+def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves(refuses: str) -> None:
+    """As a stock worker: Celery itself writes before it consumes."""
+    server = Valkey(maxmemory_policy="noeviction")
+    try:
+        server.start()
+        with calling(server.url) as caller, redis.Redis.from_url(server.url) as client:
+            caller.tasks["echo"].apply_async((1,), ignore_result=True)
+            client.config_set("maxmemory", 1) if refuses == "maxmemory" else client.replicaof("127.0.0.1", "1")
+            worker = Worker(APP, args=(), env={"REDIS_URL": server.url})
+            try:
+                assert worker.wait() != 0
+                assert refuses in worker.log.splitlines()[-1]
+            finally:
+                worker.close()
+            assert client.llen("celery") == 1
+    finally:
+        server.close()
+
+
+def test_a_worker_that_starts_before_its_server_serves_once_that_is_there() -> None:
+    server = Valkey()
+    worker = Worker(APP, args=(), env={"REDIS_URL": server.url})
+    try:
+        wait_until(lambda: "Cannot connect to" in worker.log, f"it says what is wrong:\n{worker.log}", WAIT)
+        server.start()
+        with calling(server.url) as caller:
+            assert caller.tasks["echo"].delay("at last").get(timeout=WAIT) == "at last"
+    finally:
+        worker.close()
+        server.close()

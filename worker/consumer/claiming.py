@@ -1,0 +1,162 @@
+"""Claiming: from the queues to jobs, or into Celery's hands."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery.worker import state
+
+from ...batchers import Job
+from ..broker import Claim, Doorbell, Leases, Queue
+from ..engine import Room
+from . import hub as on_hub
+from .events import Events
+from .message import Ordinary, decode
+from .messages import addressee
+from .persist import Persist
+from .request import LightRequest
+from .turns import CELERY, Turns
+from .unusual import Unusual
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+#: Seconds that one wait for work lasts at most; then the queues are looked at anyway.
+_WAIT_S = 1.0
+#: Seconds until a share that was other workers' is looked at again.
+_WITHHELD_S = 0.05
+#: Seconds that a lone job's batch has to itself before the queues are looked at again.
+_AFTER_YOU_S = 0.001
+
+
+class Claiming:
+    """Waits for work and claims it. Claim thread."""
+
+    engine: "Engine"
+
+    def __init__(
+        self,
+        consumer: Any,
+        leases: Leases,
+        doorbell: Doorbell,
+        hub: on_hub.HubCalls,
+        events: Events,
+        unusual: Unusual,
+        persist: Persist,
+        *,
+        queues: Callable[[], Sequence[Queue]],
+        max_bytes: int,
+    ) -> None:
+        """Claim from `queues` for `consumer`'s batch tasks, `max_bytes` at once at most."""
+        self._consumer = consumer
+        self._tasks: dict[str, Any] = consumer.batch_tasks
+        self._leases = leases
+        self._doorbell = doorbell
+        self._hub = hub
+        self._events = events
+        self._unusual = unusual
+        self._persist = persist
+        self._queues = queues
+        self._max_bytes = max_bytes
+        self._turns = Turns()
+        #: Whether the last claim took all there was: the doorbell, which looks again, is asked first then.
+        self._emptied = False
+
+    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
+        """See `Front.claim`."""
+        room_with_celery = self._unusual.room
+        rooms = {**rooms, CELERY: room_with_celery} if room_with_celery else rooms
+        turn = self._turns.next(self._queues(), rooms, self._max_bytes)
+        if not turn.queues or self.engine.hung:
+            self._wait_until_freed()
+            return []
+        if not self._emptied:
+            room = sum(turn.limits)
+            claims = self._persist(
+                lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True
+            )
+            if claims:
+                self._emptied = len(claims) < room
+                self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+                return self._sort_out(claims)
+        emptied, self._emptied = self._emptied, False
+        if emptied:
+            # What we just claimed is on its way to the device: our threads must not compete with it for the GIL.
+            self.engine.freed.wait(_AFTER_YOU_S)
+        if turn.left_out or (self._leases.withheld and not emptied):
+            self._wait_until_freed()
+        else:
+            self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
+        return []
+
+    def _wait_until_freed(self) -> None:
+        self.engine.freed.wait(_WITHHELD_S)
+        self._unusual.forget_lost()
+
+    def _sort_out(self, claims: Sequence[Claim]) -> list[Job]:
+        now, jobs, others, brought = time.monotonic(), [], [], set()
+        revoked, tasks, server_time = state.revoked, self._unlimited(), self._leases.server_time
+        for claim in claims:
+            call = decode(claim.message, self._consumer.accept)
+            if call is None or call.headers.task not in tasks or (revoked and call.headers.id in revoked):
+                others.append(claim)
+            else:
+                jobs.append(to_job(claim, call, self._request(claim, call), now, server_time))
+                brought.add((claim.queue.name, call.headers.task))
+        for claim in others:
+            brought.add((claim.queue.name, CELERY))
+            task, _ = addressee(claim.message)
+            if task in self._tasks:  # it joins that task's jobs when Celery is through with it
+                brought.add((claim.queue.name, task))
+        self._turns.brought(brought)
+        if jobs:
+            self._announce([job.reply for job in jobs])
+        if others:
+            self._unusual.hand_over(others)
+        return jobs
+
+    def _unlimited(self) -> Set[str]:
+        """Return the batch tasks without a rate limit; Celery's own buckets see to the others."""
+        if self._consumer.disable_rate_limits:
+            return self._tasks.keys()
+        return {name for name in self._tasks if not self._consumer.task_buckets[name]}
+
+    def _request(self, claim: Claim, call: Ordinary) -> LightRequest:
+        headers = call.headers
+        name = headers.shadow or headers.task
+        return LightRequest(claim, headers, self._tasks[headers.task], self._unusual.request, headers.id, name)
+
+    def _announce(self, requests: Sequence[LightRequest]) -> None:
+        if signals.task_received.receivers:  # before any other signal of theirs
+            for request in requests:
+                signals.task_received.send(sender=self._consumer, request=request)
+        self._hub.call(self._received, requests)
+
+    def _received(self, requests: Sequence[LightRequest]) -> None:
+        on_hub.reserved(requests)
+        self._events.received(requests)
+
+
+def to_job(claim: Claim, call: Ordinary, request: LightRequest, now: float, server_time: float) -> Job:
+    """Return the job of an ordinary call.
+
+    `now` is on the engine's clock, in seconds; the caller's times are held against `server_time`, seconds since the
+    epoch: this machine's clock may be off, too.
+    """
+    headers = call.headers
+    enqueued_at = headers.batchery_enqueued_at
+    return Job(
+        headers.id,
+        headers.task,
+        call.args,
+        call.kwargs,
+        request,
+        # A caller whose clock is ahead of the server's has just sent it, as far as we can know.
+        now if enqueued_at is None else now - max(0.0, server_time - enqueued_at),
+        claim.seq,
+        call.priority,
+        None if call.expires_at is None else now + call.expires_at - server_time,
+        # A compressed message is larger once it is held.
+        size=max(len(claim.message), call.size),
+    )
