@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import redis
 import torch
+from batchery.worker.consumer.message import MAX_BODY_BYTES
 from celery import Celery, chord
+from kombu.utils import json as kombu_json
 
 from benchmarks.services import wait_until
 from tests.consumer.conftest import calling, held_back, unsettled
@@ -97,6 +100,26 @@ def test_an_error_is_an_error_with_this_serializer_too(app: Celery) -> None:
 def test_compressed_messages_are_decompressed(app: Celery, compression: str) -> None:
     result = app.tasks["double"].apply_async((np.zeros(50_000),), compression=compression)
     assert same(np.zeros(50_000), result.get(timeout=WAIT))
+
+
+def test_a_message_that_grows_beyond_the_bound_fails_alone_and_says_why(app: Celery) -> None:
+    double = app.tasks["double"]
+    bomb = double.apply_async((np.zeros(MAX_BODY_BYTES, np.uint8),), compression="gzip")
+    sound = double.delay(VECTOR)
+    assert same(VECTOR * 2, sound.get(timeout=WAIT))
+    with pytest.raises(Exception, match=f"larger than {MAX_BODY_BYTES} bytes: send a reference"):
+        bomb.get(timeout=WAIT)
+
+
+def test_a_payload_with_missing_bytes_fails_alone_and_says_why(app: Celery, client: redis.Redis) -> None:
+    with held_back(app, client):
+        broken, sound = (app.tasks["double"].delay(VECTOR) for _ in range(2))
+        message: dict[str, Any] = kombu_json.loads(client.rpop("celery"))
+        message["body"] = base64.b64encode(base64.b64decode(message["body"])[:-4]).decode()
+        client.rpush("celery", kombu_json.dumps(message))
+    assert same(VECTOR * 2, sound.get(timeout=WAIT))
+    with pytest.raises(Exception, match="1536 bytes are to follow, 1532 are there"):
+        broken.get(timeout=WAIT)
 
 
 def test_the_array_results_of_a_batch_are_stored_without_asking_for_each_key(app: Celery, client: redis.Redis) -> None:
