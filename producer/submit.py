@@ -14,6 +14,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 from celery.utils.saferepr import saferepr
 
+from . import serializer
 from .encoding import encode_json
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ _PUBLISH_CHUNK = 500
 _COLLECT_CHUNK = 500
 
 
-def with_enqueue_time(options: dict[str, Any]) -> dict[str, Any]:
-    """Return `apply_async` options with the header that says when the job was sent."""
-    headers = {ENQUEUED_AT: time.time(), **(options.get("headers") or {})}
-    return {**options, "headers": headers}
+def call_options(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `apply_async` options with a header that says when the job was sent, and with what logs show of arrays."""
+    added: dict[str, Any] = {"headers": {ENQUEUED_AT: time.time(), **(options.get("headers") or {})}}
+    for name, value in (("argsrepr", args), ("kwargsrepr", kwargs)):
+        shown = serializer.sketch(value)
+        if shown is not value and name not in options:
+            added[name] = saferepr(shown, app.amqp.argsrepr_maxsize)
+    return {**options, **added}
 
 
 def delay_many(task: "BatchTask", calls: Sequence[tuple[Any, ...]], **options: Any) -> "BulkResult":
@@ -93,7 +98,7 @@ class _Template:
         if app.conf.task_send_sent_event or options["compression"] or options["exchange"] != "":
             return False
         is_redis = self._producer.connection.transport.driver_type == "redis"
-        return is_redis and options["serializer"] == "json" and not self._queue_expires()
+        return is_redis and options["serializer"] in ("json", serializer.NAME) and not self._queue_expires()
 
     def publish(self, calls: Sequence[tuple[Any, ...]]) -> list[str]:
         """Publish a message for each call; return their ids."""
@@ -120,13 +125,19 @@ class _Template:
 
     def _messages(self, calls: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[bytes]:
         _, kwargs, embed = self._body
-        body_end = b", %b, %b]" % (encode_json(kwargs), encode_json(embed))
+        ours = self._options["serializer"] == serializer.NAME
+        encode = serializer.encode if ours else lambda value: (encode_json(value), ())
+        content = (serializer.CONTENT_TYPE, "binary") if ours else ("application/json", "utf-8")
+        rest, rest_raw = encode([kwargs, embed])
         is_root = self._headers["root_id"] == self._headers["id"]
         for task_id, args in calls:
-            headers = {**self._headers, "id": task_id, "argsrepr": saferepr(args, self._argsrepr_size)}
+            shown = saferepr(serializer.sketch(args), self._argsrepr_size)
+            headers = {**self._headers, "id": task_id, "argsrepr": shown}
             if is_root:
                 headers["root_id"] = task_id
-            yield _message(headers, self._properties(task_id), b"[" + encode_json(args) + body_end)
+            text, raw = encode(args)
+            body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
+            yield _message(headers, self._properties(task_id), body, *content)
 
     def _properties(self, task_id: str) -> dict[str, Any]:
         return {
@@ -140,12 +151,14 @@ class _Template:
         }
 
 
-def _message(headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> bytes:
+def _message(
+    headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes, content_type: str, encoding: str
+) -> bytes:
     return msgspec.json.encode(
         {
             "body": base64.b64encode(body).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
+            "content-encoding": encoding,
+            "content-type": content_type,
             "headers": headers,
             "properties": properties,
         }

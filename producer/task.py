@@ -10,10 +10,12 @@ from celery import Task
 from ..batchers import Batcher, ListBatcher
 from ..batchers.forward import forward
 from ..configs import TASK_OPTION_NAMES, TaskOptions, resolve_device
+from . import serializer
 from .alone import Alone
 from .definition import annotated_options, check_acknowledgement, check_budget, naming, option_sources, read_definition
+from .encoding import as_lists
 from .signature import CallSignature, stands_alone
-from .submit import BulkResult, delay_many, with_enqueue_time
+from .submit import BulkResult, call_options, delay_many
 
 #: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
 #: puts into a decorated class: `_decorated`, `_dump_pydantic_arguments`. An `_orig_run` keeps Celery from wrapping
@@ -63,6 +65,7 @@ class BatchTask(Task):
     #: The batching options that `task_annotations` have set.
     _annotated: ClassVar[Set[str]] = frozenset()
     _load_lock: ClassVar[threading.RLock]
+    _results_take_arrays: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the definition, once, where it is written.
@@ -120,8 +123,11 @@ class BatchTask(Task):
         return self.run(*(self._signature.columns(batch) if isinstance(batch, list) else batch))
 
     def postprocess(self, output: Any) -> Any:
-        """Turn one output into what the caller gets; by default arrays become lists, which JSON can carry."""
-        return output.tolist() if hasattr(output, "tolist") else output
+        """Turn one output into what the caller gets: by default lists for arrays, also within tuples, lists and dicts.
+
+        They stay arrays if the app's `result_serializer` is "batchery" when the model is loaded.
+        """
+        return output if self._results_take_arrays else as_lists(output)
 
     def run(self, items: Any) -> Any:
         """Run one batch; for the decorator form this is the raw function."""
@@ -160,7 +166,7 @@ class BatchTask(Task):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send one call, as Celery does; the message says when it was sent, so that `max_wait_ms` counts from here."""
-        return super().apply_async(args, kwargs, *more, **with_enqueue_time(options))
+        return super().apply_async(args, kwargs, *more, **call_options(self.app, args, kwargs, options))
 
     # -- What the engine calls ---------------------------------------------------------------------------------------
 
@@ -240,6 +246,8 @@ class BatchTask(Task):
         with self._load_lock:
             if self.device is None:
                 self.device = resolve_device(device)
+                # Once: Celery takes its time to look up a setting.
+                self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
                 try:
                     self.load(self.device)
                     with naming(self):

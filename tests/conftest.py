@@ -9,10 +9,15 @@ from contextlib import ExitStack
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from benchmarks.services import ServiceError, Worker, celery_worker, valkey
 
 StartWorker = Callable[..., Worker]
+
+# How long an example takes says more about what else runs on the machine.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

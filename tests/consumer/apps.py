@@ -130,6 +130,10 @@ def register(app: Celery) -> None:
     def total(lists: list[list[float]]) -> list[float]:
         return [sum(values) for values in lists]
 
+    @task(name="double", max_batch_size=16, serializer="batchery")
+    def double(arrays: list[Any]) -> list[Any]:
+        return [array * 2 for array in arrays]
+
     @task(name="quiet", max_batch_size=16, ignore_result=True)
     def quiet(values: list[Any]) -> list[Any]:
         note(app, SEEN, ["quiet", values])
@@ -157,6 +161,10 @@ def register(app: Celery) -> None:
 
     @app.task(name="plain", shared=False)
     def plain(value: Any) -> Any:
+        return value
+
+    @app.task(name="carry", shared=False, serializer="batchery")
+    def carry(value: Any) -> Any:
         return value
 
     @app.task(name="plain_gated", shared=False)

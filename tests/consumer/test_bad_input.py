@@ -74,6 +74,11 @@ NO_ARGUMENTS = "InvalidTaskError: arguments are a list and an object"
 
 #: Calls whose caller can be told what is wrong, and what it is told: the error's type and text.
 REFUSED: dict[str, tuple[bytes, str]] = {
+    "a compression that nobody knows": (message(compression="nonsense"), ".*The message is compressed as 'nonsense'"),
+    "a compressed body that is not": (
+        message(compression="application/x-gzip"),
+        r".*The message cannot be decompressed \(application/x-gzip\)",
+    ),
     "a body that is not base64": (message("!!! not base64 !!!"), UNREADABLE),
     "a body that is not JSON": (message(b"{{{"), "DecodeError: JSONDecodeError"),
     "a body that is not UTF-8": (message(b'[["\xff"], {}, {}]'), "DecodeError: UnicodeDecodeError"),
@@ -117,8 +122,6 @@ ANSWERED: dict[str, bytes] = {
     "headers that are numbers": message(lang=5, origin=5, argsrepr=5, shadow=None, parent_id=5),
     "stamps that are numbers": message(stamps=5, stamped_headers=5),
     "an encoding that nobody knows": message(content_encoding="nonsense"),
-    "a compression that nobody knows": message(compression="nonsense"),
-    "a compressed body that is not": message(compression="zlib"),
     "no delivery tag": message(without="delivery_tag"),
     "retries that are a text": message(retries="many"),
     "a time limit that is a text": message(timelimit="long"),

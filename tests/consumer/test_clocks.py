@@ -13,6 +13,7 @@ from batchery.worker.broker import Claim, Queue
 from batchery.worker.consumer.claiming import to_job
 from batchery.worker.consumer.message import decode
 
+from tests.consumer.messages import ACCEPT
 from tests.consumer.test_bad_input import message
 
 HOUR = 3600.0
@@ -22,7 +23,7 @@ SERVER_TIME, NOW = 1_800_000_000.0, 50.0
 
 def job(**headers: Any) -> Job:
     raw = message(json.dumps([[1], {}, {}]).encode(), **headers)
-    call = decode(raw)
+    call = decode(raw, ACCEPT)
     assert call is not None
     request: Any = None
     return to_job(Claim("tag", Queue("celery"), raw, 7), call, request, NOW, SERVER_TIME)

@@ -11,8 +11,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from batchery.worker.consumer.results import encode_success
+import torch
+from batchery.batchers import Job, Outcome
+from batchery.worker.consumer.message import Headers
+from batchery.worker.consumer.request import LightRequest
+from batchery.worker.consumer.results import SERIALIZERS, encode_success
+from batchery.worker.consumer.store import ResultStore
 from celery import Celery
 from celery.app.task import Context
 from hypothesis import given
@@ -21,10 +27,11 @@ from hypothesis import strategies as st
 DONE_AT = "2026-01-02T03:04:05.678901+00:00"
 
 
-@pytest.fixture(scope="module")
-def app() -> Iterator[Celery]:
+@pytest.fixture(scope="module", params=SERIALIZERS)
+def app(request: pytest.FixtureRequest) -> Iterator[Celery]:
     # The backend is never connected to: only its encoder is asked.
     app = Celery(broker="redis://127.0.0.1:1/0", backend="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(result_serializer=request.param, accept_content=SERIALIZERS)
     yield app
     app.close()
 
@@ -76,6 +83,10 @@ VALUES: dict[str, Any] = {
     "a set": {1},
     "a dataclass": Point(1, "y"),
     "an object": object(),
+    "an array": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "a tensor": torch.ones(2, dtype=torch.bfloat16),
+    "arrays within": {"ids": [np.zeros((0, 2)), 1.5, None], "raw": b"\0", "mask": torch.tensor(True)},
+    "a numpy scalar": np.float32(1.5),
     "the words of a null": ["null", None, 0.5],
     "deep": None,
 }
@@ -96,7 +107,7 @@ def stock(app: Celery, value: Any, request: Context) -> Any:
 
 
 def ours(app: Celery, value: Any, request: Context) -> Any:
-    encoded = encode_success(request.id, value, DONE_AT, request.group, request.parent_id)
+    encoded = encode_success(request.id, value, DONE_AT, request.group, request.parent_id, app.backend.serializer)
     return app.backend.decode(encoded)
 
 
@@ -112,6 +123,8 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray | torch.Tensor):
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tolist() == other.tolist())
     if isinstance(one, float):
         return (math.isnan(one) and math.isnan(other)) or (
             one == other and math.copysign(1, one) == math.copysign(1, other)
@@ -176,3 +189,19 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @given(value=nested(plain) | nested(rich))
 def test_any_value_is_stored_as_celery_would(app: Celery, value: Any) -> None:
     check(app, value, context())
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_results_are_compressed_where_the_app_says_so(app: Celery, compression: str | None) -> None:
+    with Celery(broker=app.conf.broker_url, backend=app.conf.result_backend, set_as_current=False) as compressing:
+        compressing.conf.update(
+            result_serializer=app.conf.result_serializer, accept_content=SERIALIZERS, result_compression=compression
+        )
+        headers = Headers("t", "an-id")
+        request = LightRequest(None, headers, None, None, "an-id", "t")  # type: ignore[arg-type]
+        outcome = Outcome(Job("an-id", "t", [], {}, request, 0.0, 1), value=["x" * 10_000])
+        client = compressing.backend.client
+        ResultStore(compressing, None, client).encode([outcome])  # type: ignore[arg-type]
+    assert outcome.error is None
+    assert (len(request.result) < 1000) == (compression is not None)
+    assert app.backend.decode(request.result)["result"] == outcome.value

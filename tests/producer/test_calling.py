@@ -143,6 +143,16 @@ def test_a_bound_function_gets_the_task_first(app: Celery) -> None:
         (np.array([1.5, 2.5]), [1.5, 2.5]),
         (torch.tensor([[1, 2]]), [[1, 2]]),
         (np.float32(0.5), 0.5),
+        (np.array([1.5], np.float16), [1.5]),
+        (torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16), [[1.5, -2.0]]),
+        (torch.ones(1, dtype=torch.float16, requires_grad=True), [1.0]),
+        (np.array(2.5), 2.5),
+        (torch.tensor(3), 3),
+        (np.zeros((0, 3)), []),
+        (np.zeros((2, 0)), [[], []]),
+        (np.arange(3, dtype=">i4"), [0, 1, 2]),
+        (np.array([True, False]), [True, False]),
+        ({"ids": np.arange(2), "more": (torch.ones(1), [np.float16(1)])}, {"ids": [0, 1], "more": ([1.0], [1.0])}),
         ("text", "text"),
         ({"a": 1}, {"a": 1}),
     ],
@@ -155,6 +165,34 @@ def test_a_result_is_what_json_can_carry(app: Celery, output: Any, result: Any) 
     answer = constant(1)
     assert answer == result
     assert type(answer) is type(result)
+
+
+@pytest.mark.parametrize(
+    "output", [np.ones(1, np.complex64), torch.ones(1, dtype=torch.complex64), {"a": np.complex64(1)}]
+)
+def test_complex_results_are_refused_by_name_for_json_has_no_such_numbers(app: Celery, output: Any) -> None:
+    @app.task(base=BatchTask)
+    def constant(items: list[int]) -> list[Any]:
+        return [output for _ in items]
+
+    with pytest.raises(
+        TypeError, match='complex64: return its real and imaginary parts, or set result_serializer = "ba'
+    ):
+        constant(1)
+
+
+@pytest.mark.parametrize(
+    "output", [np.ones(2, np.complex64), torch.ones(2, dtype=torch.bfloat16), {"ids": np.arange(2)}, "text", 1.5]
+)
+def test_where_results_are_serialized_with_arrays_they_stay_what_they_are(app: Celery, output: Any) -> None:
+    app.conf.result_serializer = "batchery"
+
+    @app.task(base=BatchTask)
+    def constant(items: list[int]) -> list[Any]:
+        return [output for _ in items]
+
+    assert constant(1) is output
+    assert constant.run_batch([1, 2])[1] is output
 
 
 # -- preprocess_many ---------------------------------------------------------------------------------------------------

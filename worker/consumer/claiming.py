@@ -98,7 +98,7 @@ class Claiming:
         now, jobs, others, brought = time.monotonic(), [], [], set()
         revoked, tasks, server_time = state.revoked, self._unlimited(), self._leases.server_time
         for claim in claims:
-            call = decode(claim.message)
+            call = decode(claim.message, self._consumer.accept)
             if call is None or call.headers.task not in tasks or (revoked and call.headers.id in revoked):
                 others.append(claim)
             else:
@@ -157,5 +157,6 @@ def to_job(claim: Claim, call: Ordinary, request: LightRequest, now: float, serv
         claim.seq,
         call.priority,
         None if call.expires_at is None else now + call.expires_at - server_time,
-        size=len(claim.message),
+        # A compressed message is larger once it is held.
+        size=max(len(claim.message), call.size),
     )

@@ -6,6 +6,7 @@ from typing import Any
 from celery.utils.saferepr import saferepr
 
 from ...batchers import Outcome
+from ...producer.serializer import sketch
 from .request import LightRequest
 
 
@@ -52,7 +53,7 @@ class Events:
                 self._consumer.event_dispatcher.send(
                     "task-succeeded",
                     uuid=request.id,
-                    result=saferepr(outcome.value, request.task.resultrepr_maxsize),
+                    result=saferepr(sketch(outcome.value), request.task.resultrepr_maxsize),
                     runtime=batch.finished_at - batch.started_at if batch else 0.0,
                 )
 

@@ -1,16 +1,24 @@
 """The fast decode: from the bytes of an ordinary Celery message to a job, without Celery's or kombu's objects.
 
-Ordinary is: task protocol 2, JSON, nothing to be done before or after but run and answer. Whatever is unusual (ETA,
-chord, callbacks, another serializer, a header we do not know) is not decoded here: Celery's own objects do that.
+Ordinary is: task protocol 2, JSON or the serializer of ours, compressed or not, nothing to be done before or after but
+run and answer. Whatever is unusual (ETA, chord, callbacks, another serializer, a header we do not know) is not decoded
+here: Celery's own objects do that. So they do with what is broken: they know what to say of it.
 """
 
+from collections.abc import Container
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 
-#: What `kombu.utils.json` writes for values that JSON does not have; only kombu can read it.
-_KOMBU_TYPE = b"__type__"
+from ...producer.serializer import CONTENT_TYPE, TYPE_MARK, loads
+from .compression import check_size, decompress
+
+#: Bytes of a message's body, decompressed, at most. What is decoded from it may take some twenty times as much, if it
+#: is JSON of many small lists.
+MAX_BODY_BYTES = 64 * 2**20
+
+_JSON = "application/json"
 
 
 # gc=False: these hold nothing that could refer back to them, and are made for every message.
@@ -35,6 +43,9 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     delivery_mode: int = 2
     #: What kombu would clamp is unusual.
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    #: Celery puts them here too, where `apply_async` was given them.
+    argsrepr: str = ""
+    kwargsrepr: str = ""
 
 
 class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -59,6 +70,7 @@ class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     replaced_task_nesting: int = 0
     stamped_headers: None = None
     stamps: dict[str, None] = {}
+    compression: str | None = None
     batchery_enqueued_at: float | None = None
 
 
@@ -90,26 +102,47 @@ class Ordinary(msgspec.Struct, gc=False):
     priority: int
     #: Seconds since the epoch; None: it never expires.
     expires_at: float | None
+    #: Bytes of the body, decompressed.
+    size: int
 
 
 _message = msgspec.json.Decoder(Message)
 _body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Embed])
 
 
-def decode(message: bytes) -> Ordinary | None:
-    """Decode an ordinary message; None if it is unusual, or no Celery message at all."""
+def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> Ordinary | None:
+    """Decode an ordinary message; None if it is unusual, or no Celery message at all.
+
+    `accept` are the content types that the app reads, `max_bytes` the most that the decompressed body may have.
+    """
     try:
+        check_size(len(message) // 2, max_bytes)  # base64 adds a third to the body
         decoded = _message.decode(message)
-        properties = decoded.properties
-        if decoded.content_type != "application/json" or decoded.content_encoding != "utf-8":
+        properties, compression = decoded.properties, decoded.headers.compression
+        if decoded.content_type not in accept or properties.body_encoding != "base64":
             return None
-        if properties.body_encoding != "base64" or _KOMBU_TYPE in decoded.body:
+        body = decompress(decoded.body, compression, max_bytes) if compression else decoded.body
+        check_size(len(body), max_bytes)
+        arguments = _arguments(body, decoded.content_type, decoded.content_encoding)
+        if arguments is None:
             return None
-        args, kwargs, _ = _body.decode(decoded.body)
         expires_at = _timestamp(decoded.headers.expires)
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
-    return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at)
+    return Ordinary(decoded.headers, *arguments, properties.priority or 0, expires_at, len(body))
+
+
+def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any]] | None:
+    if content_type == CONTENT_TYPE:
+        # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
+        if b"\0" in body or TYPE_MARK in body:
+            args, kwargs, embed = loads(body)
+            msgspec.convert(embed, Embed)
+            return (args, kwargs) if isinstance(args, list) and isinstance(kwargs, dict) else None
+    elif content_type != _JSON or encoding != "utf-8" or TYPE_MARK in body:
+        return None
+    args, kwargs, _ = _body.decode(body)
+    return args, kwargs
 
 
 def _timestamp(expires: str | None) -> float | None:

@@ -9,6 +9,8 @@ from kombu.transport import virtual
 from kombu.utils import json as kombu_json
 
 from ..broker import Claim
+from .compression import check_size, decompress
+from .message import MAX_BODY_BYTES
 
 
 class _Headers(msgspec.Struct, gc=False):
@@ -54,15 +56,22 @@ class LeaseChannel:
         (self._requeue if requeue else self._acknowledge)(delivery_tag)
 
 
-def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any) -> virtual.Message:
-    """Return kombu's message for a claim; its delivery tag is the claim's.
+def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any, max_bytes: int = MAX_BODY_BYTES) -> virtual.Message:
+    """Return kombu's message for a claim; its delivery tag is the claim's, its body is decompressed.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no message of kombu's.
+        ValueError, KeyError, TypeError: it is no message of kombu's, or its body has more than `max_bytes`.
     """
+    check_size(len(claim.message) // 2, max_bytes)  # base64 adds a third to the body
     payload = kombu_json.loads(claim.message)
     payload["properties"]["delivery_tag"] = claim.tag
-    return virtual.Message(payload, channel=channel, accept=accept)
+    # Not left to kombu, which would decompress it whatever its size.
+    compression = payload["headers"].pop("compression", None) if payload.get("headers") else None
+    message = virtual.Message(payload, channel=channel, accept=accept)
+    if compression:
+        message.body = decompress(message.body, compression, max_bytes)
+    check_size(len(message.body or b""), max_bytes)
+    return message
 
 
 def to_request(message: virtual.Message, task: Any, consumer: Any) -> Request:

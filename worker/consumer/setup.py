@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 
 from ...configs import Configuration, WorkerOptions, load_configuration
+from ...producer import serializer
 from . import control  # noqa: F401 - Celery's command line knows only the commands of modules that are imported
 
 CONSUMER = "batchery.worker.consumer.consumer:BatchConsumer"
@@ -19,8 +20,8 @@ def setup(app: Celery, config: WorkerOptions | str | Path | None = None) -> None
     `config` is the name of a shipped preset (default, cpu, gpu), the path of a TOML file, or options; without it
     `BATCHERY_CONFIG` names a preset or a file. It is read by the worker: a caller needs no such file.
 
-    It chooses the consumer, and the pool in which plain tasks run; whatever of these the app sets by itself stays.
-    A caller's process needs no setup, and is not changed by it.
+    It chooses the consumer, the pool in which plain tasks run, and the content that is accepted: arrays, too. Whatever
+    of these the app sets by itself stays. A caller's process needs no setup, except to accept results with arrays.
     """
     if config is not None and not isinstance(config, WorkerOptions | str | Path):
         raise TypeError(f"setup(app, {config!r}): give a preset's name, the path of a TOML file, or WorkerOptions.")
@@ -41,6 +42,7 @@ def configuration_of(app: Celery) -> Configuration:
 
 
 def _choose_consumer_and_pool(sender: Celery, **_: Any) -> None:
+    serializer.accept(sender)
     for name, value in (("worker_consumer", CONSUMER), ("worker_pool", "threads")):
         if not sender.conf.value_set_for(name):
             sender.conf[name] = value

@@ -6,6 +6,7 @@ from typing import Any
 import redis
 from celery import Celery, states
 from celery.app.task import Context
+from celery.backends.base import compress_payload
 from celery.backends.redis import RedisBackend
 
 from ...batchers import BatchFailed, Outcome
@@ -13,7 +14,7 @@ from ...producer.encoding import encode_json
 from ..broker import Leases, Settlement
 from ..broker.client import largest_value, same_server
 from .request import LightRequest
-from .results import encode_success
+from .results import SERIALIZERS, encode_success
 
 
 class ResultStore:
@@ -23,9 +24,11 @@ class ResultStore:
         """Store results in `app`'s backend; `broker` is the client that the leases use."""
         self._app = app
         self._leases = leases
-        backend = app.backend
+        backend = self._backend = app.backend
         fast = (
-            isinstance(backend, RedisBackend) and backend.serializer == "json" and same_server(broker, backend.client)
+            isinstance(backend, RedisBackend)
+            and backend.serializer in SERIALIZERS
+            and same_server(broker, backend.client)
         )
         self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
         self._is_redis = isinstance(backend, RedisBackend)
@@ -55,14 +58,17 @@ class ResultStore:
         """Encode the outcomes' values, if that is ours to do; one that cannot be turns into that job's failure."""
         if not self._shares_server:
             return
-        done_at = self._app.now().isoformat()
+        done_at, backend = self._app.now().isoformat(), self._backend
         for outcome in outcomes:
             request: LightRequest = outcome.job.reply
-            headers = request.headers
+            group, parent = request.headers.group, request.headers.parent_id
             try:
-                request.result = encode_success(request.id, outcome.value, done_at, headers.group, headers.parent_id)
+                value = backend.prepare_value(outcome.value)
+                result = encode_success(request.id, value, done_at, group, parent, backend.serializer)
             except Exception as exc:
                 outcome.error = exc
+            else:
+                request.result = compress_payload(result, backend.compression) if backend.compression else result
 
     def _encoded(self, outcome: Outcome) -> Settlement:
         request: LightRequest = outcome.job.reply
