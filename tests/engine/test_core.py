@@ -233,18 +233,22 @@ def cost_of(ms: float) -> CostModel:
     return cost
 
 
+@pytest.mark.parametrize("there_already", [True, False])
 @pytest.mark.parametrize(("ms", "ahead_s"), [(1000, 0.8), (2, None)])
 def test_the_next_batch_is_put_together_just_in_time_where_that_is_worth_a_thread(
-    ms: float, ahead_s: float | None
+    ms: float, ahead_s: float | None, there_already: bool
 ) -> None:
-    options = {"a": TaskOptions()}
+    options = {"a": TaskOptions(max_batch_size=1)}
     core = Core(options, {"a": GreedyPlanner(options["a"])}, {"a": cost_of(ms)}, held_max_bytes=SHARE)
-    prepare(core, [job(0)])
+    prepare(core, [job(0), *([job(1)] if there_already else [])])
     for _ in range(40):
         core.collated(0.1)
     batch = core.next_batch(NOW)
     assert batch is not None
     core.started(batch, NOW)
+    if not there_already:
+        assert not core.collates_ahead
+        prepare(core, [job(1)])
     assert core.collates_ahead is (ahead_s is not None)
     assert core.collate_at == (pytest.approx(NOW + ahead_s, abs=1e-3) if ahead_s else NEVER)
     batch.finished_at = NOW + 1

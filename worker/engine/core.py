@@ -69,6 +69,8 @@ class Core:
         #: When the batch after the running one should be put together; never, if that can wait until it is through.
         self.collate_at = _NEVER
         self._collate_s = 0.0
+        #: The batch for which `collate_at` was found out.
+        self._expected: Batch | None = None
         #: Since when the device waits although work is there.
         self._waits_since: float | None = None
         self.draining = False
@@ -123,6 +125,8 @@ class Core:
                 waiting.append(job)
             else:
                 insort(waiting, job, key=_seq)
+        if self.running is not None and self._expected is not self.running:
+            self._expect(self.running)
 
     def unprepared(self, count: int) -> None:
         """Take note of jobs that failed in preparation, or were not prepared any more; they are still held."""
@@ -169,10 +173,16 @@ class Core:
         if self._waits_since is not None:
             self.waited_s += now - self._waits_since
             self._waits_since = None
+        if not self.nothing_waits:
+            self._expect(batch)
+
+    def _expect(self, batch: Batch) -> None:
+        """Find out when the batch after the running one should be put together: once, and where there may be one."""
+        self._expected = batch
         cost = self._costs.get(batch.task)
         expected_s = float(cost(batch.rows, batch.longest)) / 1000 if cost else 0.0
         if expected_s >= _WORTH_COLLATING_AHEAD_S:
-            self.collate_at = now + max(0.0, expected_s - 2 * self._collate_s)
+            self.collate_at = batch.started_at + max(0.0, expected_s - 2 * self._collate_s)
 
     def collated(self, seconds: float) -> None:
         """Take note of how long it took to put a batch together."""
