@@ -14,6 +14,7 @@ The broker is that of `CELERY_BROKER_URL`, which wins over what the page's apps 
 
 from __future__ import annotations
 
+import ast
 import configparser
 import contextlib
 import io
@@ -70,7 +71,7 @@ def commands(block: str) -> Iterator[Command]:
     for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         lines = re.sub(r"\\\n", " ", entry)
         line, _, output = lines.partition("\n")
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.removesuffix(" &"), comments=True)
         env = {}
         while words and re.match(r"[A-Z_]+=", words[0]):
             name, _, env[name] = words.pop(0).partition("=")
@@ -107,8 +108,9 @@ class Page:
         if file_name := _FILE_NAME.match(block.text):
             (self._folder / file_name[1]).write_text(block.text)
         if block.info.startswith("python"):
+            flags = 0 if block.info == "python" else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
             # Moved to its own line, for tracebacks.
-            code = compile("\n" * (block.line - 1) + block.text, str(self._path), "exec")
+            code = compile("\n" * (block.line - 1) + block.text, str(self._path), "exec", flags)
             if block.info == "python" and not file_name:
                 self._exec(code, prints, where)
         elif block.info == "console":
@@ -147,9 +149,11 @@ class Page:
     def _is_ours(self, words: Sequence[str]) -> bool:
         if words[0] == "celery":
             return "-A" in words and (self._folder / f"{words[words.index('-A') + 1]}.py").exists()
-        if words[0] == "python":
-            return words[1:2] == ["-m"] and words[2].startswith("batchery.") or (self._folder / words[1]).exists()
-        return False
+        if words[0] != "python":
+            return False
+        if words[1] == "-m":
+            return words[2].startswith("batchery.")
+        return words[1] == "-c" or (self._folder / words[1]).exists()
 
 
 def check_exists(words: Sequence[str], where: str) -> None:
