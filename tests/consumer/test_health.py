@@ -46,9 +46,9 @@ app.register_task(Slow())
 def test_a_worker_is_ready_once_its_models_are_loaded_and_not_while_its_batch_hangs(
     redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def probe(node: str) -> tuple[int, str]:
+    def probe(node: str, *more: str) -> tuple[int, str]:
         # Long enough for a busy machine where an answer comes; where none comes, it is waited for in full.
-        args = ["--broker", redis_url, "--node", node, "--key-prefix", "site:", "--timeout", "0.5"]
+        args = ["--broker", redis_url, "--node", node, "--key-prefix", "site:", "--timeout", "0.5", *more]
         return health.main(args), capsys.readouterr().out
 
     (tmp_path / "slow_app.py").write_text(APP)
@@ -73,6 +73,7 @@ def test_a_worker_is_ready_once_its_models_are_loaded_and_not_while_its_batch_ha
         gate.wait_for_model()
         hangs = f"{worker.name} hangs: its batch has been running for longer than batch_time_limit_s.\n"
         wait_until(lambda: probe(worker.name) == (1, hangs), "it is said to hang")
+        assert probe(worker.name, "--alive") == (1, hangs)
         gate.open()
         wait_until(lambda: probe(worker.name)[0] == 0, "it is ready again")
     finally:
