@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.house.conftest import ROOT
+from tests.house.pages import Page, blocks
 
 #: In the package's own name: batchery[torch] is how one extra contains another.
 ITSELF = "batchery"
@@ -47,9 +53,56 @@ def test_the_readme_shows_code_by_line_15_and_stays_under_150_lines(readme: list
     assert len(readme) < 150
 
 
-def test_the_code_in_the_readme_is_python(readme: list[str]) -> None:
-    for block in re.findall(r"^```python\n(.*?)^```", "\n".join(readme), flags=re.MULTILINE | re.DOTALL):
-        compile(block, "README.md", "exec")
+PAGES = [document for document in documents(ROOT) if blocks(document.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.slow
+def test_what_a_document_shows_works(page: Path, redis_url: str, root: Path) -> None:
+    broker = {"CELERY_BROKER_URL": redis_url, "CELERY_RESULT_BACKEND": redis_url}
+    command = [sys.executable, "-m", "tests.house.pages", str(page)]
+    ran = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, **broker},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        ("```python\n1 / 0\n```\n", "division by zero"),
+        ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "line 2: the page shows\n2\n\nbut it prints\n1"),
+        ("```python\n# app.py\nprint(1)\n```\n\n```console\n$ python app.py\n2\n```\n", "but it prints\n1"),
+        ("```python\n# app.py\n1 / 0\n```\n\n```console\n$ python app.py\n```\n", "left with 1"),
+        ("```console\n$ make tea\n```\n", "the Makefile has no target tea"),
+        ("```console\n$ piip install batchery\n```\n", "what is piip?"),
+        ("```console\n$ python -m no_such_module\n```\n", "there is no"),
+        ("```toml\n[worker\n```\n", "Expected"),
+        ("```yaml\n- [\n```\n", "expected the node content"),
+        ("```ini\nkey = value\n```\n", "no section headers"),
+        ("```pyton\nprint(1)\n```\n", "what is a block of 'pyton'"),
+    ],
+)
+def test_what_does_not_work_in_a_document_is_found(tmp_path: Path, page: str, error: str) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    with pytest.raises(Exception, match=re.escape(error)):
+        Page(path, tmp_path, "redis://127.0.0.1:1/0").run()
+
+
+def test_every_fence_of_a_document_says_what_it_holds() -> None:
+    unsaid = [page.name for page in documents(ROOT) if re.search(r"^```\n(?=.)", fences(page), flags=re.MULTILINE)]
+    assert unsaid == []
+
+
+def fences(page: Path) -> str:
+    """A page without its blocks: a fence that is left over opens one of no language."""
+    return re.sub(r"^```[^\n`]+\n.*?^```$\n?", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_links_between_documents_lead_somewhere(root: Path) -> None:

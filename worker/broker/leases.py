@@ -135,7 +135,7 @@ class Leases:
                 args: list[Any] = [self._db, result_db, expires_s]
                 for settlement in chunk:
                     args += (settlement.claim.tag, settlement.result)
-                keys = [queue.unacked, queue.index, *(settlement.key for settlement in chunk)]
+                keys = [queue.unacked, queue.index, *(settlement.key or queue.unacked for settlement in chunk)]
                 try:
                     reply = self._run("settle", keys=keys, args=args)
                 except redis.RedisError:

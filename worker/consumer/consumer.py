@@ -67,7 +67,7 @@ class Batching(bootsteps.StartStopStep):
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return the figures under one name."""
-        return {"batchery": c.engine.stats() if c.engine else "starting"}
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.hung} if c.engine else "starting"}
 
 
 class BatchConsumer(Consumer):

@@ -1,6 +1,7 @@
 -- Settles jobs: stores each result, wakes whoever waits for it, and acknowledges its message, if we still hold it.
 --
--- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or '' where only to acknowledge
+-- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or the first key again where only to
+--       acknowledge (an empty name would be a key that access rules forbid)
 -- ARGV  1 broker's db number   2 results' db number   3 seconds that results are kept, 0: for ever
 --       then for each job: tag, result
 -- Reply for each job 1 if it was settled, 0 if its lease was lost: somebody else answers that one
@@ -22,7 +23,7 @@ for job = 1, jobs do
     reply[job] = 1
     settled[#settled + 1] = tags[job]
     local key, result = KEYS[2 + job], ARGV[3 + 2 * job]
-    if key ~= '' then
+    if key ~= KEYS[1] then
       if ARGV[3] == '0' then
         redis.call('SET', key, result)
       else
