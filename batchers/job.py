@@ -116,6 +116,18 @@ class Batch(msgspec.Struct, eq=False):
         """Seconds that it ran."""
         return self.finished_at - self.started_at
 
+    def provenance(self, job: Job) -> dict[str, Any]:
+        """Return what to tell one of its callers: which batch it was, how full and why, and where the time went."""
+        return {
+            "number": self.number,
+            "size": len(self.jobs),
+            "closed_by": self.closed_by,
+            "padding_share": round(self.padding_share, 4),
+            "queue_ms": round(1000 * (job.claimed_at - job.enqueued_at + self.started_at - job.prepared_at), 3),
+            "preprocess_ms": round(1000 * (job.prepared_at - job.claimed_at), 3),
+            "run_ms": round(1000 * self.run_s, 3),
+        }
+
     @property
     def longest(self) -> int:
         """Length of the longest job; 0 where nothing counts lengths."""

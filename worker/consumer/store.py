@@ -30,7 +30,8 @@ class ResultStore:
             and backend.serializer in SERIALIZERS
             and same_server(broker, backend.client)
         )
-        self._shares_server = fast and not app.conf.find_value_for_key("extended", "result")
+        self._extended = app.conf.find_value_for_key("extended", "result")
+        self._shares_server = fast and not self._extended
         self._is_redis = isinstance(backend, RedisBackend)
         #: Bytes of one result that the backend takes, where it is another Redis than the broker; 0: not asked yet.
         self._largest_elsewhere = 0
@@ -84,6 +85,9 @@ class ResultStore:
             if not self.fits(outcome):
                 return False
             context = Context(request.full.request_dict)
+            if self._extended and outcome.batch is not None:
+                # Celery adds a request's stamps to an extended result: this is one more.
+                context.stamps = {**(context.stamps or {}), "batch": outcome.batch.provenance(outcome.job)}
             try:
                 self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
             except redis.RedisError:
