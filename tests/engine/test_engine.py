@@ -714,6 +714,7 @@ def test_a_batch_that_may_still_grow_is_not_put_together_ahead(
     assert batcher.collated == [[0]]
     front.put(jobs(3))
     batcher.wait_for([0], [1, 2, 3])
+    held.gate.open()
 
 
 def test_a_more_urgent_job_opens_what_was_put_together(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
