@@ -16,7 +16,7 @@ from .message import Ordinary, decode
 from .messages import addressee
 from .persist import Persist
 from .request import LightRequest
-from .turns import CELERY, Turns
+from .turns import CELERY, Turn, Turns
 from .unusual import Unusual
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _WAIT_S = 1.0
 #: Seconds until a share that was other workers' is looked at again.
 _WITHHELD_S = 0.05
-#: Seconds that a lone job's batch has to itself before the queues are looked at again.
-_AFTER_YOU_S = 0.001
+#: Seconds that a few jobs have to themselves before anything else is done, and the bytes of their messages at most.
+_AFTER_YOU_S, _FEW_BYTES = 0.001, 65_536
 
 
 class Claiming:
@@ -60,41 +60,61 @@ class Claiming:
         self._queues = queues
         self._max_bytes = max_bytes
         self._turns = Turns()
-        #: Whether the last claim took all there was: the doorbell, which looks again, is asked first then.
-        self._emptied = False
+        #: Whether the last claim took all there was, and that was little: see `_look_again`.
+        self._stepped_aside = False
 
     def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
         """See `Front.claim`."""
+        all_taken = self._stepped_aside
+        if all_taken:
+            self._look_again()
         room_with_celery = self._unusual.room
         rooms = {**rooms, CELERY: room_with_celery} if room_with_celery else rooms
         turn = self._turns.next(self._queues(), rooms, self._max_bytes)
         if not turn.queues or self.engine.hung:
             self._wait_until_freed()
             return []
-        if not self._emptied:
-            room = sum(turn.limits)
-            claims = self._persist(
-                lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True
-            )
-            if claims:
-                self._emptied = len(claims) < room
-                self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+        if not all_taken:
+            if claims := self._take(turn):
                 return self._sort_out(claims)
-        emptied, self._emptied = self._emptied, False
-        if emptied:
-            # What we just claimed is on its way to the device: our threads must not compete with it for the GIL.
-            self.engine.freed.wait(_AFTER_YOU_S)
-        if turn.left_out or (self._leases.withheld and not emptied):
-            self._wait_until_freed()
-        else:
-            self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
-        return []
+            if turn.left_out or self._leases.withheld:
+                self._wait_until_freed()
+                return []
+        rang = not turn.left_out and self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
+        # Meanwhile there can only be more room.
+        return self._sort_out(self._take(turn)) if rang and not self.engine.hung else []
+
+    def _take(self, turn: Turn) -> Sequence[Claim]:
+        room = sum(turn.limits)
+        claims: Sequence[Claim] = (
+            self._persist(lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True)
+            or ()
+        )
+        few = 2 * len(claims) <= room and sum(len(claim.message) for claim in claims) <= _FEW_BYTES
+        if claims and few and not self._leases.withheld:
+            self._stepped_aside = True
+            self._hub.hush()
+        elif claims:
+            self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+        return claims
+
+    def _look_again(self) -> None:
+        """Let the few jobs that were all there was get to the device first: then announce them, and pass on the token.
+
+        Whatever our threads do meanwhile competes with those jobs for the GIL.
+        """
+        self._stepped_aside = False
+        self.engine.freed.wait(_AFTER_YOU_S)
+        self._hub.wake()
+        self._persist(lambda: self._doorbell.pass_on(more=False))
 
     def _wait_until_freed(self) -> None:
         self.engine.freed.wait(_WITHHELD_S)
         self._unusual.forget_lost()
 
     def _sort_out(self, claims: Sequence[Claim]) -> list[Job]:
+        if not claims:
+            return []
         now, jobs, others, brought = time.monotonic(), [], [], set()
         revoked, tasks, server_time = state.revoked, self._unlimited(), self._leases.server_time
         for claim in claims:

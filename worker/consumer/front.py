@@ -70,6 +70,7 @@ class BrokerFront:
         self._persist.stop()
         self._doorbell.interrupted = True
         self._engine.freed.set()
+        self._hub.wake()
 
     @contextmanager
     def current(self, job: Job) -> Iterator[None]:

@@ -27,17 +27,33 @@ class HubCalls:
         self._hub = hub
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._ticking = False
+        self._hushed = False
         self._lock = threading.Lock()
 
     def call(self, function: Callable[..., Any], *args: Any, soon: bool = False) -> None:
         """Run `function(*args)` on the hub's thread, after every earlier call; without a pause if `soon`."""
         with self._lock:
             self._calls.append((function, args))
-            idle, self._ticking = not self._ticking, True
+            idle = not self._ticking and (soon or not self._hushed)
+            self._ticking = self._ticking or idle
         if idle:
             self._hub.call_soon(self._tick)
         elif soon:
             self._hub.call_soon(self.run)
+
+    def hush(self) -> None:
+        """Leave the hub asleep, if it is, until `wake`; calls that are to run soon wake it all the same."""
+        with self._lock:
+            self._hushed = True
+
+    def wake(self) -> None:
+        """End a `hush`: run what is in line."""
+        with self._lock:
+            self._hushed = False
+            idle = bool(self._calls) and not self._ticking
+            self._ticking = self._ticking or idle
+        if idle:
+            self._hub.call_soon(self._tick)
 
     def revive(self) -> None:
         """Go on after the hub was reset, which forgets callbacks and timers. On the hub's thread."""
