@@ -36,8 +36,8 @@ SHORT, OUTLIER_EVERY, OUTLIER_TIMES = "a short text", 64, 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default cpu)")
-    parser.add_argument("--texts", type=int, help="real texts (default 800; cuda: all there are)")
-    parser.add_argument("--outlier-texts", type=int, help="texts of the outlier mix (default 640; cuda: 6,400)")
+    parser.add_argument("--texts", type=int, help="real texts (default 400; cuda: 3,600)")
+    parser.add_argument("--outlier-texts", type=int, help="texts of the outlier mix (default 384; cuda: 6,400)")
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders in turn; medians count (default 3)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of the texts per second to FILE")
 
@@ -47,13 +47,15 @@ def run(args: argparse.Namespace) -> Report:
     if not cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["EMBEDDING_MAX_LENGTH"] = "512"  # so that an outlier is a hundred times longer
-    sample = texts(args.texts or (6000 if cuda else 800))
-    outliers = _outlier_mix(args.outlier_texts or (6400 if cuda else 640))
+    sample = texts(args.texts or (3600 if cuda else 400))
+    outliers = _outlier_mix(args.outlier_texts or (6400 if cuda else 384))
     runs: list[dict[str, Any]] = []
     for round_ in range(args.rounds):
         for contender in (STOCK, FIRST_COME, BATCHERY):
             runs += _measure(contender, round_, {"texts": sample, "outliers": outliers})
-        runs.append({"round": round_, "contender": CEILING, "mix": "texts", **_sorted_loop(sample)})
+        for cut, seconds in _sorted_loop(sample).items():
+            rate = rounded(len(sample) / seconds)
+            runs.append({"round": round_, "contender": f"{CEILING}: {cut}", "mix": "texts", "tasks_per_s": rate})
     report = _report(runs, args, len(sample), len(outliers))
     if args.plot:
         _plot(report, args.plot)
@@ -85,7 +87,8 @@ def _measure(contender: Contender, round_: int, mixes: dict[str, list[str]]) -> 
     return runs
 
 
-def _sorted_loop(sample: list[str]) -> dict[str, Any]:
+def _sorted_loop(sample: list[str]) -> dict[str, float]:
+    """Seconds for each way to cut the batches."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(sample, file)
         file.flush()
@@ -93,8 +96,8 @@ def _sorted_loop(sample: list[str]) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServiceError(f"the loop over sorted batches failed:\n{done.stderr[-3000:]}")
-    answer = json.loads(done.stdout)
-    return {"texts": len(sample), "tasks_per_s": rounded(len(sample) / answer["seconds"]), "cut": answer["cut"]}
+    seconds: dict[str, float] = json.loads(done.stdout)
+    return seconds
 
 
 def _report(runs: list[dict[str, Any]], args: argparse.Namespace, count: int, outlier_count: int) -> Report:
@@ -102,7 +105,9 @@ def _report(runs: list[dict[str, Any]], args: argparse.Namespace, count: int, ou
         return median(run["tasks_per_s"] for run in runs if (run["contender"], run["mix"]) == (name, mix))
 
     names = [contender.name for contender in (STOCK, FIRST_COME, BATCHERY)]
-    rates = {name: rate(name, "texts") for name in (*names, CEILING)}
+    rates = {name: rate(name, "texts") for name in names}
+    # The best of the medians: the best of single runs would be the luckiest.
+    rates[CEILING] = max(rate(name, "texts") for name in {run["contender"] for run in runs} if name not in names)
     mixed = {name: rate(name, "outliers") for name in names}
     stock, first_come, ours, ceiling = rates.values()
     return Report(
