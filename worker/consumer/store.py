@@ -88,6 +88,7 @@ class ResultStore:
             if self._extended and outcome.batch is not None:
                 # Celery adds a request's stamps to an extended result: this is one more.
                 context.stamps = {**(context.stamps or {}), "batch": outcome.batch.provenance(outcome.job)}
+                context.stamped_headers = [*(context.stamped_headers or ()), "batch"]
             try:
                 self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
             except redis.RedisError:
