@@ -143,6 +143,19 @@ class Gate:
         self._open.set()
 
 
+class Held:
+    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.batches: list[list[Any]] = []
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.batches.append(items)
+        self.gate.pass_through()
+        return [item * 2 for item in items]
+
+
 class FakeModel:
     """A model as the engine asks for it, each of its parts a function of the test's."""
 

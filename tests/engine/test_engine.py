@@ -18,6 +18,7 @@ from tests.engine.fakes import (
     FakeFront,
     FakeModel,
     Gate,
+    Held,
     Jobs,
     engine_threads,
     in_background,
@@ -29,19 +30,6 @@ StartEngine = Callable[..., Engine]
 
 def ids(jobs: Sequence[Job]) -> list[str]:
     return [job.id for job in jobs]
-
-
-class Held:
-    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.batches: list[list[Any]] = []
-
-    def __call__(self, items: list[Any]) -> list[Any]:
-        self.batches.append(items)
-        self.gate.pass_through()
-        return [item * 2 for item in items]
 
 
 # -- From claim to settle ----------------------------------------------------------------------------------------------

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from batchery.batchers import GreedyPlanner
 from batchery.configs import TaskOptions
 
 from tests.engine.conftest import StartEngine
-from tests.engine.fakes import FakeFront, FakeModel, Gate, Jobs
-
-
-class Held:
-    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.batches: list[list[Any]] = []
-
-    def __call__(self, items: list[Any]) -> list[Any]:
-        self.batches.append(items)
-        self.gate.pass_through()
-        return items
+from tests.engine.fakes import FakeFront, FakeModel, Held, Jobs
 
 
 def test_the_next_batch_has_the_new_size(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:

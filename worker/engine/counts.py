@@ -1,10 +1,13 @@
 """What became of a task's batches, and why they were not larger."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...batchers import Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -74,3 +77,23 @@ class Counts:
 
 def _mean_ms(seconds: float, count: int) -> float:
     return round(1000 * seconds / count, 3) if count else 0.0
+
+
+def log_batch(batch: Batch, settled_at: float) -> None:
+    """Say at level INFO what one batch was like, and where its time went."""
+    if not logger.isEnabledFor(logging.INFO):  # the figures are sums over all of its jobs
+        return
+    size = len(batch.jobs)
+    logger.info(
+        "Task %s: batch %d of %d (closed by: %s), padding %.0f %%, queue %.1f ms, preprocess %.1f ms, run %.1f ms, "
+        "settle %.1f ms.",
+        batch.task,
+        batch.number,
+        size,
+        batch.closed_by,
+        100 * batch.padding_share,
+        1000 * batch.queue_s / size,
+        1000 * batch.preprocess_s / size,
+        1000 * batch.run_s,
+        1000 * (settled_at - batch.finished_at),
+    )

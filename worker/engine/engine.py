@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...batchers import Batch, BatchFailed, CostModel, GreedyPlanner, Job, Outcome, Planner, TokenCeiling
+from ...batchers import BatchFailed, CostModel, GreedyPlanner, Job, Outcome, Planner, TokenCeiling
 from ...configs import TaskOptions, WorkerOptions
 from .core import Core
-from .counts import Counts
+from .counts import Counts, log_batch
 from .device import Device
 from .front import Front
 from .items import make_items
@@ -305,8 +305,8 @@ class Engine:
                     self._core.settled(batch, now)
                     done = batch
         self._leave([outcome.job for outcome in outcomes])
-        if done is not None and logger.isEnabledFor(logging.INFO):
-            _log(done, now)
+        if done is not None:
+            log_batch(done, now)
 
     def _leave(self, jobs: Sequence[Job]) -> None:
         with self._lock:
@@ -316,20 +316,3 @@ class Engine:
             elif not self._core.full:
                 self._room.notify_all()
         self.freed.set()
-
-
-def _log(batch: Batch, settled_at: float) -> None:
-    size = len(batch.jobs)
-    logger.info(
-        "Task %s: batch %d of %d (closed by: %s), padding %.0f %%, queue %.1f ms, preprocess %.1f ms, run %.1f ms, "
-        "settle %.1f ms.",
-        batch.task,
-        batch.number,
-        size,
-        batch.closed_by,
-        100 * batch.padding_share,
-        1000 * batch.queue_s / size,
-        1000 * batch.preprocess_s / size,
-        1000 * batch.run_s,
-        1000 * (settled_at - batch.finished_at),
-    )
