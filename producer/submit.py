@@ -1,21 +1,24 @@
 """Publishing in bulk, and the results of it."""
 
-import base64
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals, states
+from celery.app.routes import MapRoute
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 from celery.utils.saferepr import saferepr
+from kombu.exceptions import EncodeError
 
 from . import serializer
-from .encoding import encode_json
+from .encoding import encode_json, is_plain
+from .publisher import Publisher, encode_message, message_properties
 
 if TYPE_CHECKING:
     from .task import BatchTask
@@ -39,13 +42,30 @@ def call_options(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -
     return {**options, **added}
 
 
-def delay_many(task: "BatchTask", calls: Sequence[tuple[Any, ...]], **options: Any) -> "BulkResult":
+@contextmanager
+def publisher(app: Celery, args: Sequence[Any], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return what `apply_async` needs beside `args` and `options` to publish the short way, where that is ours to say.
+
+    `args` are its positional arguments after the call's own.
+    """
+    if args or options.keys() & {"producer", "publisher", "connection"} or app.conf.task_always_eager:
+        yield {}
+    else:
+        with app.producer_or_acquire() as producer:
+            yield {"producer": Publisher(producer)}
+
+
+def delay_many(
+    task: "BatchTask", calls: Sequence[tuple[Any, ...]], *, one_by_one: bool = False, **options: Any
+) -> "BulkResult":
     """Publish one message for each of `calls`, the positional arguments, in as few round trips as can be.
 
-    What can only be done call by call (signals, sent events, other transports and serializers) is done so.
+    What can only be done call by call (signals, sent events, other transports and serializers) is done so; all of it
+    is `one_by_one`.
 
     Raises:
         TypeError: some call's arguments do not fit the task's signature; nothing was published.
+        kombu.exceptions.EncodeError: some call's arguments cannot be serialized; what was published before it runs.
         kombu.exceptions.OperationalError: the broker failed midway; what it took until then runs.
     """
     for args in calls:
@@ -55,11 +75,20 @@ def delay_many(task: "BatchTask", calls: Sequence[tuple[Any, ...]], **options: A
         results = [task.apply_async(args, **options) for args in calls]
         return BulkResult(app, [result.id for result in results], results)
     with app.producer_or_acquire() as producer:
-        template = _Template(task, calls[0], producer, options)
-        if template.is_ordinary(app):
-            return BulkResult(app, template.publish(calls))
+        if not one_by_one and not _differ(app):
+            template = _Template(task, calls[0], Publisher(producer), options)
+            if template.is_ordinary:
+                return BulkResult(app, template.publish(calls))
         with producer.batch():
             return BulkResult(app, [task.apply_async(args, producer=producer, **options).id for args in calls])
+
+
+def _differ(app: Celery) -> bool:
+    """Whether calls of one task may be published in different ways, or others are to hear of each."""
+    if signals.before_task_publish.receivers or signals.after_task_publish.receivers:
+        return True
+    # A route that is not a map of names may look at the arguments.
+    return app.conf.task_send_sent_event or not all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
 
 
 class _Recorder:
@@ -78,91 +107,56 @@ class _Recorder:
 class _Template:
     """One message as Celery makes it, of which the others differ in id and arguments alone."""
 
-    def __init__(self, task: "BatchTask", args: tuple[Any, ...], producer: Any, options: dict[str, Any]) -> None:
-        recorder = _Recorder(producer.connection)
+    def __init__(self, task: "BatchTask", args: tuple[Any, ...], publisher: Publisher, options: dict[str, Any]) -> None:
+        recorder = _Recorder(publisher.connection)
         # Without a result, so that Celery does not begin to wait for it.
         task.apply_async(args, **{**options, "producer": recorder, "ignore_result": True, "add_to_parent": False})
-        self._producer = producer
+        self._publisher = publisher
         self._body = recorder.body
-        self._options = recorder.options
+        self._hides_args = "argsrepr" in options
+        # Celery puts into the properties, too, what only logs are to show: of this call's arguments.
+        self._options = {name: value for name, value in recorder.options.items() if name != "argsrepr"}
         self._headers = {**self._options["headers"]}
         self._headers["ignore_result"] = bool(options.get("ignore_result", task.ignore_result))
-        self._priority = self._options.get("priority") or 0
         self._argsrepr_size = task.app.amqp.argsrepr_maxsize
 
-    def is_ordinary(self, app: Celery) -> bool:
-        """Whether every call's message can be made of this one."""
-        if signals.before_task_publish.receivers or signals.after_task_publish.receivers:
-            return False
-        options = self._options
-        if app.conf.task_send_sent_event or options["compression"] or options["exchange"] != "":
-            return False
-        is_redis = self._producer.connection.transport.driver_type == "redis"
-        return is_redis and options["serializer"] in ("json", serializer.NAME) and not self._queue_expires()
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether the others can be made of this one."""
+        is_protocol_2 = isinstance(self._body, tuple)
+        return is_protocol_2 and is_plain(self._headers) and self._publisher.is_ordinary(self._options)
 
     def publish(self, calls: Sequence[tuple[Any, ...]]) -> list[str]:
         """Publish a message for each call; return their ids."""
-        push, producer = self._push, self._producer
-        if self._options["retry"]:
-            push = producer.connection.ensure(producer, push, **self._options["retry_policy"])
         ids: list[str] = []
-        with producer.connection._reraise_as_library_errors():
-            for entity in self._options["declare"] or ():
-                producer.maybe_declare(entity)
+        with self._publisher.connection._reraise_as_library_errors():
             for start in range(0, len(calls), _PUBLISH_CHUNK):
-                chunk = [(str(uuid.uuid4()), args) for args in calls[start : start + _PUBLISH_CHUNK]]
-                push(list(self._messages(chunk)))
-                ids += (task_id for task_id, _ in chunk)
+                chunk = [str(uuid.uuid4()) for _ in calls[start : start + _PUBLISH_CHUNK]]
+                self._publisher.send(list(self._messages(chunk, calls, start)), self._options)
+                ids += chunk
         return ids
 
-    def _push(self, messages: list[bytes]) -> None:
-        channel = self._producer.channel
-        with channel.conn_or_acquire() as client:
-            client.lpush(channel._q_for_pri(self._options["routing_key"], self._priority), *messages)
-
-    def _queue_expires(self) -> bool:
-        return self._options["routing_key"] in self._producer.channel._expires
-
-    def _messages(self, calls: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[bytes]:
+    def _messages(self, ids: Iterable[str], calls: Sequence[tuple[Any, ...]], start: int) -> Iterator[bytes]:
+        """Yield a message for each of `calls` from `start` on, as many as there are `ids`."""
         _, kwargs, embed = self._body
-        ours = self._options["serializer"] == serializer.NAME
-        encode = serializer.encode if ours else lambda value: (encode_json(value), ())
-        content = (serializer.CONTENT_TYPE, "binary") if ours else ("application/json", "utf-8")
+        name = self._options["serializer"]
+        encode = serializer.encode if name == serializer.NAME else lambda value: (encode_json(value), ())
         rest, rest_raw = encode([kwargs, embed])
         is_root = self._headers["root_id"] == self._headers["id"]
-        for task_id, args in calls:
-            shown = saferepr(serializer.sketch(args), self._argsrepr_size)
-            headers = {**self._headers, "id": task_id, "argsrepr": shown}
+        for place, task_id in enumerate(ids, start):
+            args = calls[place]
+            headers = {**self._headers, "id": task_id}
+            if not self._hides_args:
+                headers["argsrepr"] = saferepr(serializer.sketch(args), self._argsrepr_size)
             if is_root:
                 headers["root_id"] = task_id
-            text, raw = encode(args)
+            try:
+                text, raw = encode(args)
+            except Exception as exc:  # whatever an object's own methods raise
+                raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
             body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
-            yield _message(headers, self._properties(task_id), body, *content)
-
-    def _properties(self, task_id: str) -> dict[str, Any]:
-        return {
-            "correlation_id": task_id,
-            "reply_to": self._options.get("reply_to", ""),
-            "delivery_mode": self._options["delivery_mode"],
-            "delivery_info": {"exchange": "", "routing_key": self._options["routing_key"]},
-            "priority": self._priority,
-            "body_encoding": "base64",
-            "delivery_tag": task_id,
-        }
-
-
-def _message(
-    headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes, content_type: str, encoding: str
-) -> bytes:
-    return msgspec.json.encode(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": encoding,
-            "content-type": content_type,
-            "headers": headers,
-            "properties": properties,
-        }
-    )
+            properties = message_properties(self._options, task_id, task_id)
+            yield encode_message(headers, properties, body, name, msgspec.json.encode)
 
 
 class BulkResult(Sequence[AsyncResult]):

@@ -15,7 +15,7 @@ from .alone import Alone
 from .definition import annotated_options, check_acknowledgement, check_budget, naming, option_sources, read_definition
 from .encoding import as_lists
 from .signature import CallSignature, stands_alone
-from .submit import BulkResult, call_options, delay_many
+from .submit import BulkResult, call_options, delay_many, publisher
 
 #: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
 #: puts into a decorated class: `_decorated`, `_dump_pydantic_arguments`. An `_orig_run` keeps Celery from wrapping
@@ -162,11 +162,14 @@ class BatchTask(Task):
         Each item is one call's argument, or a tuple of its arguments where the task takes several. The results iterate
         in the items' order.
         """
-        return delay_many(self, [self._signature.as_args(item) for item in items], **options)
+        own = type(self).apply_async is not BatchTask.apply_async  # it may treat each call another way
+        return delay_many(self, [self._signature.as_args(item) for item in items], one_by_one=own, **options)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send one call, as Celery does; the message says when it was sent, so that `max_wait_ms` counts from here."""
-        return super().apply_async(args, kwargs, *more, **call_options(self.app, args, kwargs, options))
+        options = call_options(self.app, args, kwargs, options)
+        with publisher(self.app, more, options) as added:
+            return super().apply_async(args, kwargs, *more, **options, **added)
 
     # -- What the engine calls ---------------------------------------------------------------------------------------
 

@@ -37,30 +37,10 @@ def memory_app() -> Iterator[Celery]:
     app.close()
 
 
-def raw_message(
-    app: Celery,
-    args: Any,
-    kwargs: Any,
-    *,
-    priority: Any = None,
-    serializer: str = "json",
-    compression: str | None = None,
-    **options: Any,
-) -> bytes:
+def raw_message(app: Celery, args: Any, kwargs: Any, **options: Any) -> bytes:
     """The bytes that kombu's Redis transport pushes for such a call; here kombu's transport in memory takes them."""
-    headers = options.pop("headers", {})
-    message = app.amqp.as_task_v2("an-id", "t", args, kwargs, **options)
     with app.producer_pool.acquire() as producer:
-        app.amqp.send_task_message(
-            producer,
-            "t",
-            message,
-            queue="celery",
-            priority=priority,
-            serializer=serializer,
-            compression=compression,
-            headers=headers,
-        )
+        app.send_task("t", args, kwargs, task_id="an-id", producer=producer, queue="celery", **options)
         return bytes(kombu_json.dumps(producer.channel._get("celery")), "utf-8")
 
 
@@ -100,7 +80,8 @@ def assert_same(app: Celery, raw: bytes) -> None:
     assert (headers.id, headers.task, headers.shadow or headers.task) == (request.id, request.type, request.name)
     assert (headers.root_id, headers.parent_id) == (request.root_id, request.parent_id)
     assert (headers.argsrepr, headers.kwargsrepr) == (request.argsrepr, request.kwargsrepr)
-    assert headers.ignore_result == request.ignore_result
+    ignored = app.tasks["t"].ignore_result if headers.ignore_result is None else headers.ignore_result
+    assert ignored == request.ignore_result
     assert headers.retries == request.request_dict["retries"]
     assert headers.group == request.request_dict["group"]
     assert call.priority == (request.delivery_info["priority"] or 0)

@@ -106,6 +106,11 @@ def test_arrays_take_the_fast_decode(app: Celery, args: list[Any], compression: 
     assert_same(app, raw)
 
 
+@pytest.mark.parametrize("expires", [60, NOW + dt.timedelta(days=36_500)], ids=str)
+def test_a_call_that_expires_takes_the_fast_decode(app: Celery, expires: Any) -> None:
+    assert_same(app, raw_message(app, [1], {}, expires=expires))
+
+
 def test_the_time_of_enqueueing_is_an_ordinary_header(app: Celery) -> None:
     call = decode(raw_message(app, [1], {}, headers={"batchery_enqueued_at": 12.5}), ACCEPT)
     assert call is not None
@@ -115,8 +120,8 @@ def test_the_time_of_enqueueing_is_an_ordinary_header(app: Celery) -> None:
 UNUSUAL: dict[str, dict[str, Any]] = {
     "eta": {"eta": NOW},
     "countdown": {"countdown": 5},
-    "link": {"callbacks": [{"task": "x"}]},
-    "link_error": {"errbacks": [{"task": "x"}]},
+    "link": {"link": {"task": "x"}},
+    "link_error": {"link_error": {"task": "x"}},
     "chain": {"chain": [{"task": "x"}]},
     "chord": {"chord": {"task": "x"}},
     "time limit": {"time_limit": 5},

@@ -43,6 +43,8 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     delivery_mode: int = 2
     #: What kombu would clamp is unusual.
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    #: For brokers that let messages expire; the workers go by the header.
+    expiration: str = ""
     #: Celery puts them here too, where `apply_async` was given them.
     argsrepr: str = ""
     kwargsrepr: str = ""
