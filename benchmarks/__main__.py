@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: One module each, with `add_arguments(parser)` and `run(args) -> Report`.
-NAMES = ("mixed", "padding", "load", "overhead", "publish", "latency", "scaling")
+NAMES = ("mixed", "padding", "load", "overhead", "publish", "latency", "scaling", "chord")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

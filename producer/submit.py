@@ -14,6 +14,7 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 from celery.utils.saferepr import saferepr
+from kombu import Producer
 from kombu.exceptions import EncodeError
 
 from . import serializer
@@ -44,11 +45,14 @@ def call_options(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -
 
 @contextmanager
 def publisher(app: Celery, args: Sequence[Any], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return what `apply_async` needs beside `args` and `options` to publish the short way, where that is ours to say.
+    """Return what `apply_async` needs instead of some of its `options` to publish the short way.
 
-    `args` are its positional arguments after the call's own.
+    `args` are its positional arguments after the call's own; a producer among those is used as it is.
     """
-    if args or options.keys() & {"producer", "publisher", "connection"} or app.conf.task_always_eager:
+    given = options.get("producer")
+    if isinstance(given, Producer):  # of a group or a chord, say
+        yield {"producer": Publisher(given)}
+    elif args or given or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager:
         yield {}
     else:
         with app.producer_or_acquire() as producer:

@@ -169,7 +169,7 @@ class BatchTask(Task):
         """Send one call, as Celery does; the message says when it was sent, so that `max_wait_ms` counts from here."""
         options = call_options(self.app, args, kwargs, options)
         with publisher(self.app, more, options) as added:
-            return super().apply_async(args, kwargs, *more, **options, **added)
+            return super().apply_async(args, kwargs, *more, **{**options, **added})
 
     # -- What the engine calls ---------------------------------------------------------------------------------------
 

@@ -51,6 +51,13 @@ def redis_url(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.fail(f"the test left {leases} messages claimed and not settled")
 
 
+@pytest.fixture(scope="session")
+def many_databases() -> Iterator[str]:
+    """An embedded server, whatever `REDIS_URL` says: one with databases to choose from."""
+    with valkey(databases=16) as url:
+        yield url
+
+
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:

@@ -36,3 +36,9 @@ def vector(values: list[Any]) -> list[list[float]]:
 @app.task(name="large", **OPTIONS)
 def large(values: list[str]) -> list[int]:
     return [len(value) for value in values]
+
+
+@app.task(name="gather")
+def gather(values: list[Any]) -> int:
+    """What a chord calls back."""
+    return len(values)

@@ -27,3 +27,9 @@ def vector(_value: Any) -> list[float]:
 @app.task(name="large")
 def large(value: str) -> int:
     return len(value)
+
+
+@app.task(name="gather")
+def gather(values: list[Any]) -> int:
+    """What a chord calls back."""
+    return len(values)

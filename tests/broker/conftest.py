@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from batchery.worker.broker import Claim, Leases, Queue, Settlement, connect
-
-from benchmarks.services import valkey
+from batchery.worker.broker import Claim, Keep, Leases, Queue, Settled, Settlement, connect
 
 MakeLeases = Callable[..., Leases]
 
@@ -133,11 +131,4 @@ def settle(leases: Leases, claims: list[Claim], *, db: int = 0, expires_s: int =
         Settlement(claim, f"result-{label_of(claim.message)}", f"result of {label_of(claim.message)}".encode())
         for claim in claims
     ]
-    return leases.settle(items, result_db=db, expires_s=expires_s)
-
-
-@pytest.fixture(scope="session")
-def many_databases() -> Iterator[str]:
-    """An embedded server, whatever `REDIS_URL` says: one with databases to choose from."""
-    with valkey(databases=16) as url:
-        yield url
+    return [answer == Settled.DONE for answer in leases.settle(items, Keep(db, expires_s))]

@@ -64,12 +64,17 @@ def calling(broker: str, backend: str | None = None, **conf: Any) -> Iterator[Ce
     try:
         yield app
     finally:
-        if hasattr(app.backend, "result_consumer"):
-            app.backend.result_consumer.stop()
-            app.backend.client.close()
-            # The results of a test that failed live on in its traceback, longer than their server.
-            app.backend.remove_pending_result = lambda result: result
-        app.close()
+        disconnect(app)
+
+
+def disconnect(app: Celery) -> None:
+    """Close a caller's connections."""
+    if hasattr(app.backend, "result_consumer"):
+        app.backend.result_consumer.stop()
+        app.backend.client.close()
+        # The results of a test that failed live on in its traceback, longer than their server.
+        app.backend.remove_pending_result = lambda result: result
+    app.close()
 
 
 def options(**values: Any) -> dict[str, str]:

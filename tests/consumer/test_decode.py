@@ -111,6 +111,16 @@ def test_a_call_that_expires_takes_the_fast_decode(app: Celery, expires: Any) ->
     assert_same(app, raw_message(app, [1], {}, expires=expires))
 
 
+@pytest.mark.parametrize("serializer", ["json", "batchery"])
+@pytest.mark.parametrize(("chord", "in_chord"), [(None, False), ({"task": "x", "args": [1]}, True)])
+def test_a_part_of_a_chord_takes_the_fast_decode(app: Celery, serializer: str, chord: Any, in_chord: bool) -> None:
+    raw = raw_message(app, [1, np.ones(2).tolist()], {}, chord=chord, serializer=serializer)
+    assert_same(app, raw)
+    call = decode(raw, ACCEPT)
+    assert call is not None
+    assert call.in_chord == in_chord
+
+
 def test_the_time_of_enqueueing_is_an_ordinary_header(app: Celery) -> None:
     call = decode(raw_message(app, [1], {}, headers={"batchery_enqueued_at": 12.5}), ACCEPT)
     assert call is not None
@@ -123,7 +133,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "link": {"link": {"task": "x"}},
     "link_error": {"link_error": {"task": "x"}},
     "chain": {"chain": [{"task": "x"}]},
-    "chord": {"chord": {"task": "x"}},
+    "a chord that is none": {"chord": ["x"]},
     "time limit": {"time_limit": 5},
     "soft time limit": {"soft_time_limit": 5},
     "stamps": {"stamped_headers": ["x"], "x": "y"},

@@ -8,7 +8,7 @@ from typing import Any
 import kombu.pools
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, chord
 
 from benchmarks.services import Valkey, celery_worker, wait_until
 from tests.consumer.apps import BATCHES
@@ -44,6 +44,20 @@ def test_what_a_killed_worker_held_is_answered_by_another(
     assert len(ran(redis_client)) == 44, "only the batch that ran was run again"
     wait_until(lambda: not unsettled(redis_client), "everything is settled")
     assert redis_client.llen("celery") == 0
+
+
+def test_a_chord_survives_its_worker(start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate) -> None:
+    doomed = start(env=options(lease_s=2))
+    gated, echo = caller.tasks["gated"], caller.tasks["echo"]
+    header = [echo.s("before"), *(gated.s(gate.path, index) for index in range(6)), echo.s("behind")]
+    result = chord(header)(echo.s())
+    gate.wait_for_model()
+    doomed.kill()
+    gate.open()
+    start(env=options(lease_s=2))
+    assert caller.AsyncResult(result.id).get(timeout=WAIT) == ["before", *range(6), "behind"]
+    wait_until(lambda: not unsettled(redis_client), "everything is settled")
+    assert not list(redis_client.scan_iter("celery-taskset-meta-*.j"))
 
 
 def test_sigterm_finishes_what_runs_and_gives_back_the_rest_in_order(

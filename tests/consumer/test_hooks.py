@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, chord
 
 from benchmarks.services import Worker, valkey, wait_until
 from tests.consumer.apps import BATCHES, SEEN
@@ -139,6 +139,12 @@ def test_results_come_back_through_any_backend(service: Service) -> None:
     assert single.get(timeout=WAIT) == 3
     with pytest.raises(Exception, match="bad"):
         failing.get(timeout=WAIT)
+    wait_until(service.settled, "every message is settled", WAIT)
+
+
+def test_a_chord_is_called_back_through_any_backend(service: Service) -> None:
+    add, total = service.app.tasks["add"], service.app.tasks["total"]
+    assert chord(add.s(index, 1) for index in range(20))(total.s()).get(timeout=WAIT) == sum(range(1, 21))
     wait_until(service.settled, "every message is settled", WAIT)
 
 

@@ -17,7 +17,7 @@ import torch
 from batchery.batchers import Job, Outcome
 from batchery.worker.consumer.message import Headers
 from batchery.worker.consumer.request import LightRequest
-from batchery.worker.consumer.results import SERIALIZERS, encode_success
+from batchery.worker.consumer.results import SERIALIZERS, encode_success, encode_value
 from batchery.worker.consumer.store import ResultStore
 from celery import Celery
 from celery.app.task import Context
@@ -107,7 +107,9 @@ def stock(app: Celery, value: Any, request: Context) -> Any:
 
 
 def ours(app: Celery, value: Any, request: Context) -> Any:
-    encoded = encode_success(request.id, value, DONE_AT, request.group, request.parent_id, app.backend.serializer)
+    encoded = encode_success(
+        request.id, encode_value(value, app.backend.serializer), DONE_AT, request.group, request.parent_id
+    )
     return app.backend.decode(encoded)
 
 

@@ -3,6 +3,6 @@
 from .client import connect
 from .doorbell import Doorbell
 from .keys import Queue
-from .leases import Claim, Leases, Settlement
+from .leases import ChordPart, Claim, Keep, Leases, Settled, Settlement
 
-__all__ = ["Claim", "Doorbell", "Leases", "Queue", "Settlement", "connect"]
+__all__ = ["ChordPart", "Claim", "Doorbell", "Keep", "Leases", "Queue", "Settled", "Settlement", "connect"]

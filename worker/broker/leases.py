@@ -7,6 +7,7 @@
 Every method may be called from any thread.
 """
 
+import enum
 import os
 import secrets
 import socket
@@ -39,12 +40,46 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     seq: int
 
 
+class ChordPart(NamedTuple):
+    """One of the results that a chord's callback waits for, as Celery keeps them."""
+
+    #: The chord's keys: parts, added to its size, size, parts known, saved group, state.
+    keys: Sequence[str]
+    task_id: str
+    #: Its place in the chord.
+    place: str
+    result: bytes
+
+
 class Settlement(NamedTuple):
     """What to do with one claim: store `result` under `key` and acknowledge; only acknowledge where `key` is empty."""
 
     claim: Claim
     key: str = ""
     result: bytes = b""
+    #: Added to its chord, if it does not complete it.
+    part: ChordPart | None = None
+
+
+class Settled(enum.IntEnum):
+    """What became of a settlement."""
+
+    #: The lease was lost: somebody else answers that one.
+    LOST = 0
+    DONE = 1
+    #: It would complete a chord, whose callback is for Celery to call: it is still ours, and not settled.
+    LEFT = 2
+
+
+class Keep(NamedTuple):
+    """Where results are kept, and for how long: in seconds, 0 is for ever."""
+
+    db: int = 0
+    expires_s: int = 0
+    chord_in_order: bool = True
+    chord_expires_s: int = 0
+    #: What Celery saved of a chord of groups.
+    group_expires_s: int = 0
 
 
 class Leases:
@@ -123,26 +158,22 @@ class Leases:
             raise
         return self._take_in(reply, queues, first)
 
-    def settle(self, settlements: Sequence[Settlement], *, result_db: int, expires_s: int) -> list[bool]:
-        """Store results and acknowledge, in one round trip for each queue; return which of them were still ours."""
-        settled: dict[str, bool] = {}
+    def settle(self, settlements: Sequence[Settlement], keep: Keep) -> list[Settled]:
+        """Store results and acknowledge, in one round trip for each queue; return what became of each."""
+        settled: dict[str, Settled] = {}
         by_queue: dict[str, list[Settlement]] = {}
         for settlement in settlements:
             by_queue.setdefault(settlement.claim.queue.name, []).append(settlement)
         for group in by_queue.values():
             for chunk in _chunks(group):
-                queue = chunk[0].claim.queue
-                args: list[Any] = [self._db, result_db, expires_s]
-                for settlement in chunk:
-                    args += (settlement.claim.tag, settlement.result)
-                keys = [queue.unacked, queue.index, *(settlement.key or queue.unacked for settlement in chunk)]
                 try:
-                    reply = self._run("settle", keys=keys, args=args)
+                    reply = self._run("settle", *_settle_arguments(chunk, self._db, keep))
                 except redis.RedisError:
                     self._largest_value = 0  # it may have been lowered
                     raise
-                settled.update((item.claim.tag, bool(done)) for item, done in zip(chunk, reply, strict=True))
-                self.forget(item.claim for item in chunk)
+                answers = [(item.claim, Settled(answer)) for item, answer in zip(chunk, reply, strict=True)]
+                settled.update((claim.tag, answer) for claim, answer in answers)
+                self.forget(claim for claim, answer in answers if answer != Settled.LEFT)
         return [settled[settlement.claim.tag] for settlement in settlements]
 
     @property
@@ -262,9 +293,32 @@ def _chunks(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
     chunk: list[Settlement] = []
     size = 0
     for settlement in settlements:
-        size += len(settlement.result)
+        its_size = len(settlement.result) + (len(settlement.part.result) if settlement.part else 0)
+        size += its_size
         if chunk and (size > _SETTLE_BYTES or len(chunk) == _SETTLE_CHUNK):
             yield chunk
-            chunk, size = [], len(settlement.result)
+            chunk, size = [], its_size
         chunk.append(settlement)
     yield chunk
+
+
+def _settle_arguments(chunk: Sequence[Settlement], db: int, keep: Keep) -> tuple[list[Any], list[Any]]:
+    """Return the keys and arguments of one settle script."""
+    queue = chunk[0].claim.queue
+    keys: list[str] = [queue.unacked, queue.index]
+    args: list[Any] = [db, keep.db, keep.expires_s, len(chunk)]
+    parts: list[Any] = []
+    chords: dict[str, int] = {}
+    chord_keys: list[str] = []
+    for number, (claim, key, result, part) in enumerate(chunk, 1):
+        keys.append(key or queue.unacked)
+        args += (claim.tag, result)
+        if part is not None:
+            if part.keys[0] not in chords:
+                chords[part.keys[0]] = len(chords) + 1
+                chord_keys += part.keys
+            parts += (number, chords[part.keys[0]], part.task_id, part.place, part.result)
+    if parts:
+        keys += chord_keys
+        args += (int(keep.chord_in_order), keep.chord_expires_s, keep.group_expires_s, *parts)
+    return keys, args

@@ -145,7 +145,8 @@ class Claiming:
     def _request(self, claim: Claim, call: Ordinary) -> LightRequest:
         headers = call.headers
         name = headers.shadow or headers.task
-        return LightRequest(claim, headers, self._tasks[headers.task], self._unusual.request, headers.id, name)
+        task = self._tasks[headers.task]
+        return LightRequest(claim, headers, task, self._unusual.request, headers.id, name, call.in_chord)
 
     def _announce(self, requests: Sequence[LightRequest]) -> None:
         if signals.task_received.receivers:  # before any other signal of theirs

@@ -9,6 +9,8 @@ Names of Celery's and kombu's that are private, or might as well be, and that th
 - kombu's Redis channel: `pool`, `priority_steps`, `sep`, `global_keyprefix`
 - `celery.worker.state`: `task_reserved`, `task_ready`, `requests`, `active_requests`, `scheduled_requests`,
   `total_count`, `all_total_count`, `revoked`, `should_stop`
+- `celery.backends.redis`: `RedisBackend.on_chord_part_return`, its `CHORD_PART_RETURN_LUA`, `_chord_zset` and
+  `_chord_result_expires`
 - `celery.worker.request.Request`, its `_payload`, and `celery.app.trace.build_tracer`, `task_has_custom`
 """
 

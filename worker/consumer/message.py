@@ -1,8 +1,9 @@
 """The fast decode: from the bytes of an ordinary Celery message to a job, without Celery's or kombu's objects.
 
 Ordinary is: task protocol 2, JSON or the serializer of ours, compressed or not, nothing to be done before or after but
-run and answer. Whatever is unusual (ETA, chord, callbacks, another serializer, a header we do not know) is not decoded
-here: Celery's own objects do that. So they do with what is broken: they know what to say of it.
+run and answer, though it may be part of a chord. Whatever is unusual (ETA, callbacks, another serializer, a header we
+do not know) is not decoded here: Celery's own objects do that. So they do with what is broken: they know what to say of
+it.
 """
 
 from collections.abc import Container
@@ -19,6 +20,7 @@ from .compression import check_size, decompress
 MAX_BODY_BYTES = 64 * 2**20
 
 _JSON = "application/json"
+_NULL = b"null"
 
 
 # gc=False: these hold nothing that could refer back to them, and are made for every message.
@@ -92,7 +94,8 @@ class Embed(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     callbacks: tuple[()] | None = None
     errbacks: tuple[()] | None = None
     chain: tuple[()] | None = None
-    chord: None = None
+    #: The callback, if the call is part of a chord; not looked at.
+    chord: msgspec.Raw = msgspec.Raw(_NULL)
 
 
 class Ordinary(msgspec.Struct, gc=False):
@@ -106,6 +109,8 @@ class Ordinary(msgspec.Struct, gc=False):
     expires_at: float | None
     #: Bytes of the body, decompressed.
     size: int
+    #: Whether it is part of a chord.
+    in_chord: bool
 
 
 _message = msgspec.json.Decoder(Message)
@@ -131,20 +136,25 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYT
         expires_at = _timestamp(decoded.headers.expires)
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
-    return Ordinary(decoded.headers, *arguments, properties.priority or 0, expires_at, len(body))
+    args, kwargs, in_chord = arguments
+    return Ordinary(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord)
 
 
-def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any]] | None:
+def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any], bool] | None:
+    """Return the call's arguments, and whether it is part of a chord; None if this is unusual."""
     if content_type == CONTENT_TYPE:
         # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
         if b"\0" in body or TYPE_MARK in body:
-            args, kwargs, embed = loads(body)
-            msgspec.convert(embed, Embed)
-            return (args, kwargs) if isinstance(args, list) and isinstance(kwargs, dict) else None
+            args, kwargs, others = loads(body)
+            chord = others.pop("chord", None)
+            msgspec.convert(others, Embed)
+            plain = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(chord, dict | None)
+            return (args, kwargs, chord is not None) if plain else None
     elif content_type != _JSON or encoding != "utf-8" or TYPE_MARK in body:
         return None
-    args, kwargs, _ = _body.decode(body)
-    return args, kwargs
+    args, kwargs, embed = _body.decode(body)
+    chord = bytes(embed.chord)
+    return (args, kwargs, chord != _NULL) if chord == _NULL or chord.startswith(b"{") else None
 
 
 def _timestamp(expires: str | None) -> float | None:

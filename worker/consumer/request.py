@@ -24,11 +24,13 @@ class LightRequest(msgspec.Struct, eq=False, weakref=True):
     build: Callable[[Claim], Any]
     id: str
     name: str
+    in_chord: bool = False
     acknowledged: bool = False
     eventer: Any = None
     time_start: float | None = None
-    #: The encoded result, between postprocess and settle.
+    #: The encoded result, between postprocess and settle; and what its chord's callback is to get.
     result: bytes = b""
+    part: bytes = b""
     built: Any = None
 
     @property
@@ -53,6 +55,15 @@ def full_request(request: Any) -> Any:
     return request.full if isinstance(request, LightRequest) else request
 
 
+def context_of(request: Any) -> Context:
+    """Return what Celery's tracer makes of a request: what a task sees as `self.request`."""
+    full = full_request(request)
+    args, kwargs, embed = full._payload
+    context = Context(full.request_dict, args=args, kwargs=kwargs, called_directly=False)
+    context.update(embed or {}, is_eager=False)
+    return context
+
+
 class CurrentRequest:
     """`task.request` while a job's `preprocess` runs: Celery's own context, made when somebody looks at it."""
 
@@ -64,8 +75,5 @@ class CurrentRequest:
     def __getattr__(self, name: str) -> Any:
         """Ask the context."""
         if self._context is None:
-            full = full_request(self._request)
-            args, kwargs, embed = full._payload
-            self._context = Context(full.request_dict, args=args, kwargs=kwargs, called_directly=False)
-            self._context.update(embed or {}, is_eager=False)
+            self._context = context_of(self._request)
         return getattr(self._context, name)

@@ -1,5 +1,6 @@
 """Results as Celery stores them, in JSON or by the serializer of ours, without Celery's own cost."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,17 +14,22 @@ SERIALIZERS = ("json", serializer.NAME)
 _encode = msgspec.json.encode
 
 
-def encode_success(
-    task_id: str, value: Any, done_at: str, group: str | None, parent: str | None, serialized_by: str = "json"
-) -> bytes:
-    """Return what Celery's backends store for a success; equal to theirs once decoded.
+#: A value's JSON, and the raw bytes that go behind it.
+Encoded = tuple[bytes, Sequence[Any]]
 
-    `done_at` is an ISO 8601 time, `serialized_by` one of `SERIALIZERS`.
+
+def encode_value(value: Any, serialized_by: str = "json") -> Encoded:
+    """Encode a value by one of `SERIALIZERS`.
 
     Raises:
         TypeError: `value` is not serializable.
     """
-    text, raw = serializer.encode(value) if serialized_by == serializer.NAME else (encode_json(value), ())
+    return serializer.encode(value) if serialized_by == serializer.NAME else (encode_json(value), ())
+
+
+def encode_success(task_id: str, value: Encoded, done_at: str, group: str | None, parent: str | None) -> bytes:
+    """Return what Celery's backends store for a success, of an ISO 8601 time; equal to theirs once decoded."""
+    text, raw = value
     parts = [
         b'{"status": "SUCCESS", "result": ',
         text,
@@ -39,3 +45,9 @@ def encode_success(
         parts += (b', "parent_id": ', _encode(parent))
     parts.append(b"}")
     return serializer.join(b"".join(parts), raw)
+
+
+def encode_part(task_id: str, value: Encoded) -> bytes:
+    """Return what Celery's Redis backend keeps of a success for the callback of its chord; equal once decoded."""
+    text, raw = value
+    return serializer.join(b'[1, %b, "SUCCESS", %b]' % (_encode(task_id), text), raw)

@@ -8,7 +8,7 @@ from celery import signals
 from celery.app.trace import task_has_custom
 
 from ...batchers import BatchFailed, Outcome
-from ..broker import Leases, Settlement
+from ..broker import Leases, Settled, Settlement
 from . import hub as on_hub
 from .events import Events
 from .persist import Persist
@@ -50,10 +50,9 @@ class Settling:
         self._store.encode(candidates)
         ordinary = [outcome for outcome in candidates if outcome.error is None]
         acks = self._unusual.take_acks()
-        if ordinary or acks:
-            self._settle_ordinary(ordinary, acks)
+        left = self._settle_ordinary(ordinary, acks) if ordinary or acks else set()
         self._unusual.give_back_dropped()
-        done = {id(outcome) for outcome in ordinary if outcome.error is None}
+        done = {id(outcome) for outcome in ordinary if outcome.error is None} - left
         if len(done) < len(outcomes):
             for outcome in outcomes:
                 if id(outcome) not in done:
@@ -73,9 +72,11 @@ class Settling:
             return False
         if signals.task_success.receivers or signals.task_prerun.receivers or signals.task_postrun.receivers:
             return False
-        return isinstance(outcome.job.reply, LightRequest)
+        reply = outcome.job.reply
+        return isinstance(reply, LightRequest) and (self._store.takes_parts or not reply.in_chord)
 
-    def _settle_ordinary(self, outcomes: Sequence[Outcome], acks: Sequence[Settlement]) -> None:
+    def _settle_ordinary(self, outcomes: Sequence[Outcome], acks: Sequence[Settlement]) -> set[int]:
+        """Settle in bulk; return the ids of the outcomes that are left to Celery, as they complete a chord."""
         try:
             answered = self._persist(lambda: self._store.settle(outcomes, acks), until_done=True)
         except Exception:
@@ -84,9 +85,11 @@ class Settling:
         if answered is None:
             # Refreshed no more: they run again, here or elsewhere, when their leases are over.
             self._leases.forget([*(outcome.job.reply.claim for outcome in outcomes), *(ack.claim for ack in acks)])
-            answered = [False] * len(outcomes)
-        stored = [(outcome, ours) for outcome, ours in zip(outcomes, answered, strict=True) if outcome.error is None]
-        self._hub.call(self._succeeded, stored)
+            answered = [Settled.LOST] * len(outcomes)
+        answers = [pair for pair in zip(outcomes, answered, strict=True) if pair[0].error is None]
+        gone = [(outcome, answer == Settled.DONE) for outcome, answer in answers if answer != Settled.LEFT]
+        self._hub.call(self._succeeded, gone)
+        return {id(outcome) for outcome, answer in answers if answer == Settled.LEFT}
 
     def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         self._events.succeeded([outcome for outcome, answered in pairs if answered])

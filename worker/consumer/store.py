@@ -1,5 +1,6 @@
 """Storing results, and acknowledging: in one step where broker and results share a server, else one after the other."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,14 +8,17 @@ import redis
 from celery import Celery, states
 from celery.app.task import Context
 from celery.backends.base import compress_payload
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
 
 from ...batchers import BatchFailed, Outcome
 from ...producer.encoding import encode_json
-from ..broker import Leases, Settlement
+from ..broker import ChordPart, Keep, Leases, Settled, Settlement
 from ..broker.client import largest_value, same_server
 from .request import LightRequest
-from .results import SERIALIZERS, encode_success
+from .results import SERIALIZERS, encode_part, encode_success, encode_value
+
+#: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery adds all parts by itself.
+_KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
 
 class ResultStore:
@@ -32,15 +36,26 @@ class ResultStore:
         )
         self._extended = app.conf.find_value_for_key("extended", "result")
         self._shares_server = fast and not self._extended
+        #: Whether `settle` takes parts of chords.
+        self.takes_parts = self._shares_server and _keeps_parts_as_known(backend)
         self._is_redis = isinstance(backend, RedisBackend)
         #: Bytes of one result that the backend takes, where it is another Redis than the broker; 0: not asked yet.
         self._largest_elsewhere = 0
-        self._db = int(backend.connparams.get("db") or 0) if fast else 0
-        self._expires_s = int(backend.expires or 0) if fast else 0
-        self._key_prefix = backend.get_key_for_task("-").decode()[:-1] if fast else ""
+        self._keep = Keep()
+        self._key_prefix = self._group_prefix = ""
+        if fast:
+            self._key_prefix = backend.get_key_for_task("-").decode()[:-1]
+            self._group_prefix = backend.get_key_for_group("-").decode()[:-1]
+            self._keep = Keep(
+                int(backend.connparams.get("db") or 0),
+                int(backend.expires or 0),
+                bool(backend._chord_zset),
+                int(backend.chord_expires or 0),
+                int(backend._chord_result_expires or 0),
+            )
 
-    def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[bool]:
-        """Store and acknowledge `successes`, acknowledge `acks`; return which successes were still ours to answer.
+    def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[Settled]:
+        """Store and acknowledge `successes`, acknowledge `acks`; return what became of each success.
 
         Can be repeated after an error: what was settled is passed over. `encode` comes first. A value that the backend
         cannot take turns into that job's failure, and is not acknowledged.
@@ -51,9 +66,9 @@ class ResultStore:
             settlements = [self._encoded(outcome) for outcome in fitting]
         else:
             settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
-        done = self._leases.settle([*settlements, *acks], result_db=self._db, expires_s=self._expires_s)
-        answered = {item.claim.tag for item, ours in zip(settlements, done, strict=False) if ours}
-        return [outcome.job.reply.claim.tag in answered for outcome in successes]
+        done = self._leases.settle([*settlements, *acks], self._keep)
+        answers = {item.claim.tag: answer for item, answer in zip(settlements, done, strict=False)}
+        return [answers.get(outcome.job.reply.claim.tag, Settled.LOST) for outcome in successes]
 
     def encode(self, outcomes: Sequence[Outcome]) -> None:
         """Encode the outcomes' values, if that is ours to do; one that cannot be turns into that job's failure."""
@@ -64,18 +79,32 @@ class ResultStore:
             request: LightRequest = outcome.job.reply
             group, parent = request.headers.group, request.headers.parent_id
             try:
-                value = backend.prepare_value(outcome.value)
-                result = encode_success(request.id, value, done_at, group, parent, backend.serializer)
+                value = encode_value(backend.prepare_value(outcome.value), backend.serializer)
             except Exception as exc:
                 outcome.error = exc
-            else:
-                request.result = compress_payload(result, backend.compression) if backend.compression else result
+                continue
+            request.result = self._compressed(encode_success(request.id, value, done_at, group, parent))
+            if request.in_chord:
+                request.part = self._compressed(encode_part(request.id, value))
+
+    def _compressed(self, payload: bytes) -> Any:
+        compression = self._backend.compression
+        return compress_payload(payload, compression) if compression else payload
 
     def _encoded(self, outcome: Outcome) -> Settlement:
         request: LightRequest = outcome.job.reply
+        part = self._part(request) if request.in_chord else None
         if _ignored(request):
-            return Settlement(request.claim)
-        return Settlement(request.claim, self._key_prefix + request.id, request.result)
+            return Settlement(request.claim, part=part)
+        return Settlement(request.claim, self._key_prefix + request.id, request.result, part)
+
+    def _part(self, request: LightRequest) -> ChordPart | None:
+        group, index = request.headers.group, request.headers.group_index
+        if not group:
+            return None
+        chord = self._group_prefix + group
+        keys = [chord + ".j", chord + ".t", chord + ".s", chord + ".d", chord, chord + ".c"]
+        return ChordPart(keys, request.id, "+inf" if index is None else str(index), request.part)
 
     def _stored(self, outcome: Outcome) -> bool:
         request: LightRequest = outcome.job.reply
@@ -121,6 +150,13 @@ class ResultStore:
             return self._leases.largest_value
         self._largest_elsewhere = self._largest_elsewhere or largest_value(self._app.backend.client)
         return self._largest_elsewhere
+
+
+def _keeps_parts_as_known(backend: RedisBackend) -> bool:
+    """Whether parts of chords are kept as our script keeps them."""
+    script = hashlib.sha1(CHORD_PART_RETURN_LUA.encode(), usedforsecurity=False).hexdigest()
+    own = type(backend).on_chord_part_return is not RedisBackend.on_chord_part_return
+    return script == _KNOWN_PART_SCRIPT and not own
 
 
 def _fits(outcome: Outcome, size: int, largest: int) -> bool:

@@ -2,27 +2,78 @@
 --
 -- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or the first key again where only to
 --       acknowledge (an empty name would be a key that access rules forbid)
--- ARGV  1 broker's db number   2 results' db number   3 seconds that results are kept, 0: for ever
+--       then for each chord: parts, added to its size, size, parts known, saved group, state (Celery's .j .t .s .d, '', .c)
+-- ARGV  1 broker's db number   2 results' db number   3 seconds that results are kept, 0: for ever   4 number of jobs
 --       then for each job: tag, result
--- Reply for each job 1 if it was settled, 0 if its lease was lost: somebody else answers that one
+--       then, if any job is part of a chord: 1 if chords are in order, seconds that parts are kept, and the group
+--       then for each part: number of its job, number of its chord, task id, its place in the chord, its result
+-- Reply for each job 1 if it was settled; 0 if its lease was lost: somebody else answers that one; 2 if it completes a
+--       chord: it is left as it was, for Celery to settle, who calls back
 --
 -- Over maxmemory this still works: Redis refuses only a script's first write, and the first is a HDEL of nothing.
 -- Whatever else fails (a write that an ACL forbids, say) fails before the acknowledgement: nothing is lost by it.
 
-local jobs = #KEYS - 2
+local jobs = tonumber(ARGV[4])
 local tags = {}
-for job = 1, jobs do tags[job] = ARGV[2 + 2 * job] end
+for job = 1, jobs do tags[job] = ARGV[3 + 2 * job] end
 local held = redis.call('ZMSCORE', KEYS[2], unpack(tags))
+local reply = {}
+for job = 1, jobs do reply[job] = held[job] and 1 or 0 end
 
 redis.call('HDEL', KEYS[1], '')
 if ARGV[1] ~= ARGV[2] then redis.call('SELECT', ARGV[2]) end
-local settled, reply = {}, {}
+
+-- Parts are added as Celery's own script adds them. While a chord's size is not known, its last message is still to be
+-- sent: so a chord is completed by a part that finds its size, and that one is left to Celery.
+local first_part, chords = 5 + 2 * jobs, {}
+local ordered, expires, group_expires = ARGV[first_part] == '1', ARGV[first_part + 1], ARGV[first_part + 2]
+
+local function chord_of(first_key)
+  local chord = chords[first_key]
+  if not chord then
+    local parts, added, size, known, group, state = unpack(KEYS, first_key, first_key + 5)
+    local total = redis.call('GET', size)
+    chord = {
+      parts = parts, known = known,
+      over = redis.call('GET', state) == 'done',
+      total = total and tonumber(total) + tonumber(redis.call('GET', added) or 0) or math.huge,
+      count = redis.call(ordered and 'ZCARD' or 'LLEN', parts),
+    }
+    chords[first_key] = chord
+  end
+  return chord
+end
+
+for place = first_part + 3, #ARGV, 5 do
+  local job, chord = tonumber(ARGV[place]), chord_of(3 + jobs + 6 * (tonumber(ARGV[place + 1]) - 1))
+  local member, value = ARGV[place + 2] .. ':' .. ARGV[place + 3], ARGV[place + 4]
+  if reply[job] == 1 and not chord.over then
+    local is_new = redis.call('SISMEMBER', chord.known, member) == 0
+    if chord.count + (is_new and 1 or 0) >= chord.total then
+      reply[job] = 2
+    elseif is_new then
+      redis.call('SADD', chord.known, member)
+      if ordered then
+        redis.call('ZADD', chord.parts, ARGV[place + 3], value)
+      else
+        redis.call('RPUSH', chord.parts, value)
+      end
+      chord.count = chord.count + 1
+    end
+  end
+end
+for first_key, chord in pairs(chords) do
+  for key = first_key, first_key + 3 do
+    if expires ~= '0' then redis.call('EXPIRE', KEYS[key], expires) end
+  end
+  if group_expires ~= '0' then redis.call('EXPIRE', KEYS[first_key + 4], group_expires) end
+end
+
+local settled = {}
 for job = 1, jobs do
-  reply[job] = 0
-  if held[job] then
-    reply[job] = 1
+  if reply[job] == 1 then
     settled[#settled + 1] = tags[job]
-    local key, result = KEYS[2 + job], ARGV[3 + 2 * job]
+    local key, result = KEYS[2 + job], ARGV[4 + 2 * job]
     if key ~= KEYS[1] then
       if ARGV[3] == '0' then
         redis.call('SET', key, result)

@@ -1,0 +1,82 @@
+"""How fast a chord's header is worked off, and its callback called: Batchery against stock Celery's best pool.
+
+All of the header is published before any of it can be claimed; timed is from then until the callback's result is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from typing import Any
+
+import redis
+from celery import chord
+
+from .apps import import_app
+from .backlog import PREPARED, QUEUE, RESULT_PREFIX
+from .contenders import BATCHERY, STOCK, Alive, Contender
+from .report import Report, median, rounded
+from .services import valkey, wait_until
+
+WARM_UP = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", type=int, default=10_000, help="of the chord, for Batchery (default 10,000)")
+    parser.add_argument("--slow-parts", type=int, default=1000, help="for stock Celery (default 1,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all in turn; medians count (default 3)")
+
+
+def run(args: argparse.Namespace) -> Report:
+    contenders = (*STOCK, BATCHERY)
+    runs = [_measure(each, args, round_) for round_ in range(args.rounds) for each in contenders]
+    rates = {
+        each.name: median(run["tasks_per_s"] for run in runs if run["contender"] == each.name) for each in contenders
+    }
+    stock = max(rates[each.name] for each in STOCK)
+    return Report(
+        name="chord",
+        figures={"stock": stock, "batchery": rates["batchery"], "vs_stock": rounded(rates["batchery"] / stock)},
+        runs=runs,
+        columns=("worker", "tasks/s", "x stock's best"),
+        rows=[(name, rate, rate / stock) for name, rate in rates.items()],
+        notes=[
+            f"A chord of {args.parts:,} no-op tasks for Batchery, {args.slow_parts:,} for the others; medians of "
+            f"{args.rounds} interleaved rounds.",
+            "From the instant that all of its header is ready until the callback's result is stored.",
+        ],
+    )
+
+
+def _measure(contender: Contender, args: argparse.Namespace, round_: int) -> dict[str, Any]:
+    count = args.parts if contender is BATCHERY else args.slow_parts
+    with (
+        valkey() as url,
+        import_app(contender.app.rpartition(".")[2], url) as module,
+        redis.Redis.from_url(url) as client,
+        contender.start(url) as alive,
+    ):
+        _call(module, client, WARM_UP, alive)
+        seconds = _call(module, client, count, alive)
+        gc.collect()  # results say goodbye to the server, while it is there
+    return {"round": round_, "contender": contender.name, "parts": count, "tasks_per_s": rounded(count / seconds)}
+
+
+def _call(module: Any, client: redis.Redis, count: int, alive: Alive) -> float:
+    """Call a chord of `count` parts; return the seconds that it takes once its header is ready."""
+    header = [module.small.s(index).set(queue=PREPARED) for index in range(count)]
+    result = chord(header, app=module.app)(module.gather.s())
+    key = RESULT_PREFIX + result.id
+    start = time.perf_counter()
+    client.rename(PREPARED, QUEUE)
+
+    def called_back() -> bool:
+        alive()
+        return bool(client.exists(key))
+
+    wait_until(called_back, "the callback's result", 300.0)
+    seconds = time.perf_counter() - start
+    if (counted := module.app.backend.get_result(result.id)) != count:
+        raise RuntimeError(f"the callback got {counted!r} results of {count}")
+    return seconds
