@@ -71,6 +71,10 @@ class Settled(enum.IntEnum):
     LEFT = 2
 
 
+#: By the script's reply: an enum's own look-up costs more than all else that is done with it.
+_ANSWERS = tuple(Settled)
+
+
 class Keep(NamedTuple):
     """Where results are kept, and for how long: in seconds, 0 is for ever."""
 
@@ -161,6 +165,7 @@ class Leases:
     def settle(self, settlements: Sequence[Settlement], keep: Keep) -> list[Settled]:
         """Store results and acknowledge, in one round trip for each queue; return what became of each."""
         settled: dict[str, Settled] = {}
+        left = Settled.LEFT
         by_queue: dict[str, list[Settlement]] = {}
         for settlement in settlements:
             by_queue.setdefault(settlement.claim.queue.name, []).append(settlement)
@@ -171,9 +176,9 @@ class Leases:
                 except redis.RedisError:
                     self._largest_value = 0  # it may have been lowered
                     raise
-                answers = [(item.claim, Settled(answer)) for item, answer in zip(chunk, reply, strict=True)]
-                settled.update((claim.tag, answer) for claim, answer in answers)
-                self.forget(claim for claim, answer in answers if answer != Settled.LEFT)
+                answers = [_ANSWERS[answer] for answer in reply]
+                settled.update(zip([item.claim.tag for item in chunk], answers, strict=True))
+                self.forget(item.claim for item, answer in zip(chunk, answers, strict=True) if answer is not left)
         return [settled[settlement.claim.tag] for settlement in settlements]
 
     @property

@@ -42,13 +42,13 @@ class Events:
         for request in self._wanted(requests):
             self._consumer.event_dispatcher.send("task-started", uuid=request.id)
 
-    def succeeded(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell that jobs are through, with the runtime of their batch."""
+    def succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
+        """Tell that jobs are through, with the runtime of their batch: of those pairs whose second is true."""
         if not self._enabled:
             return
-        for outcome in outcomes:
+        for outcome, is_ours in pairs:
             request: LightRequest = outcome.job.reply
-            if request.task.send_events:
+            if is_ours and request.task.send_events:
                 batch = outcome.batch
                 self._consumer.event_dispatcher.send(
                     "task-succeeded",

@@ -92,7 +92,7 @@ class Settling:
         return {id(outcome) for outcome, answer in answers if answer == Settled.LEFT}
 
     def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
-        self._events.succeeded([outcome for outcome, answered in pairs if answered])
+        self._events.succeeded(pairs)
         on_hub.gone([outcome.job.reply for outcome, _ in pairs])
 
     def _tell_celery(self, outcome: Outcome) -> None:
