@@ -13,6 +13,7 @@ from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch, PadBatche
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
+from benchmarks.services import wait_until
 from tests.engine.fakes import (
     DEADLINE_S,
     FakeFront,
@@ -331,11 +332,68 @@ def test_outcomes_that_cannot_be_stored_hold_up_nobody_else(
 ) -> None:
     front.failing = {"settle": ConnectionError("gone")}
     engine = start(FakeModel(max_batch_size=1))
-    front.put(*jobs.many(1, 2))
-    front.wait_for_outcomes(2)
+    for value in (1, 2):
+        front.put(jobs(value))
+        front.wait_for_outcomes(value)
     assert engine.drain(DEADLINE_S)
     assert front.broken_by == []
     assert "1 outcomes could not be stored" in caplog.text
+
+
+def test_results_that_wait_to_be_stored_hold_up_the_device(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    gate = Gate()
+
+    def postprocess(output: int) -> int:
+        gate.pass_through()  # on the settle thread
+        return output
+
+    engine = start(FakeModel(postprocess=postprocess, max_batch_size=1))
+    front.put(*jobs.many(*range(10)))
+    front.wait_until_all_are_claimed()
+    front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
+    drained = in_background(engine.drain, DEADLINE_S)
+    front.wait_for(lambda: front.given_back, "what has not run is given back")
+    assert ids(front.given_back) == [f"double-{n}" for n in range(2, 10)]
+    gate.open()
+    assert drained.result(DEADLINE_S)
+    assert front.answers() == {"double-0": 0, "double-1": 2}
+
+
+def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    gate = Gate()
+
+    def postprocess(output: int) -> int:
+        gate.pass_through()
+        return output
+
+    engine = start(FakeModel("one", postprocess=postprocess, max_batch_size=1), FakeModel("two", max_batch_size=2))
+    front.put(jobs(1, task="one"))
+    gate.wait_until_reached()
+    front.put(jobs(2, task="two"))
+    front.wait_for(lambda: len(front.batches) == 2, "the next batch runs")
+    wait_until(lambda: not engine.running, "it is through")
+    engine.poke()
+    gate.open()
+    front.wait_for_outcomes(2)
+    assert engine.drain(DEADLINE_S)
+    assert front.answers() == {"one-1": 2, "two-2": 4}
+    assert front.settlements == 2, "the second batch and the poke make one"
+
+
+def test_the_device_goes_on_when_results_are_stored(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+    gate = Gate()
+
+    def postprocess(output: int) -> int:
+        gate.pass_through()
+        return output
+
+    start(FakeModel(postprocess=postprocess, max_batch_size=1))
+    front.put(*jobs.many(*range(10)))
+    front.wait_until_all_are_claimed()
+    front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
+    gate.open()
+    front.wait_for_outcomes(10)
+    assert front.answers() == {f"double-{n}": 2 * n for n in range(10)}
 
 
 # -- Draining ----------------------------------------------------------------------------------------------------------

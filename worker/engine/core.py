@@ -22,6 +22,9 @@ _NEVER = float("inf")
 #: Seconds that a batch must be expected to run for another thread to put the next one together meanwhile.
 _WORTH_COLLATING_AHEAD_S = 0.005
 
+#: Batches whose results may wait to be stored: with more, the device waits. So a store that is away costs no memory.
+_MOST_UNSETTLED = 2
+
 
 @dataclass(slots=True)
 class _Held:
@@ -66,6 +69,8 @@ class Core:
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
         self.running: Batch | None = None
+        #: Batches that were started and are not settled.
+        self._unsettled = 0
         #: When the batch after the running one should be put together; never, if that can wait until it is through.
         self.collate_at = _NEVER
         self._collate_s = 0.0
@@ -101,6 +106,11 @@ class Core:
     def nothing_waits(self) -> bool:
         """Whether no job waits for the device."""
         return not any(self._waiting.values())
+
+    @property
+    def results_wait(self) -> bool:
+        """Whether the results of so many batches wait to be stored that no other should start before some are."""
+        return self._unsettled - (self.running is not None) >= _MOST_UNSETTLED
 
     @property
     def full(self) -> bool:
@@ -170,6 +180,7 @@ class Core:
         batch.started_at = now
         batch.number = next(self._numbers)
         self.running = batch
+        self._unsettled += 1
         if self._waits_since is not None:
             self.waited_s += now - self._waits_since
             self._waits_since = None
@@ -208,6 +219,7 @@ class Core:
 
     def settled(self, batch: Batch, now: float) -> None:
         """Take note that all of a batch's jobs are settled."""
+        self._unsettled -= 1
         self.counts[batch.task].add(batch, now)
 
     @property

@@ -123,6 +123,9 @@ class Device:
     def _wait(self) -> _Ready | None:
         with self._lock:
             while not self._stopping:
+                if self._core.results_wait:  # whoever settles calls `work_came`
+                    self._work.wait()
+                    continue
                 if self._ready is not None:
                     ready, self._ready = self._ready, None
                     return ready

@@ -302,7 +302,10 @@ class Engine:
             if batch is not None:
                 batch.settled += len(outcomes)
                 if batch.settled == len(batch.jobs):
+                    device_waits = self._core.results_wait
                     self._core.settled(batch, now)
+                    if device_waits:
+                        self._device.work_came()
                     done = batch
         self._leave([outcome.job for outcome in outcomes])
         if done is not None:
