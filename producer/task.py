@@ -220,7 +220,7 @@ class BatchTask(Task):
         """Turn many calls' arguments into items, an exception instance for each that failed."""
         if self.preprocess_many is None and type(self).preprocess is not BatchTask.preprocess:
             return [_attempt(self.prepare, args, kwargs) for args, kwargs in calls]
-        items = [_attempt(self._signature.item, args, kwargs) for args, kwargs in calls]
+        items = self._signature.items(calls)
         if self.preprocess_many is None:
             return items
         return _map_sound(self._preprocess_columns, items)

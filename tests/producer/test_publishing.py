@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,15 +51,15 @@ def echo(redis_url: str) -> Iterator[Any]:
 
 @pytest.fixture
 def kombus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The routing keys of messages that went kombu's way."""
+    """What each message was serialized by that went kombu's way."""
     went: list[str] = []
-    publish = Producer.publish
+    prepare = Producer._prepare
 
-    def note(self: Producer, body: Any, **options: Any) -> Any:
-        went.append(options["routing_key"])
-        return publish(self, body, **options)
+    def note(self: Producer, body: Any, serializer: str, *args: Any) -> Any:
+        went.append(serializer)
+        return prepare(self, body, serializer, *args)
 
-    monkeypatch.setattr(Producer, "publish", note)
+    monkeypatch.setattr(Producer, "_prepare", note)
     return went
 
 
@@ -207,7 +208,24 @@ def test_a_producer_of_the_callers_own_is_used(echo: Any, redis_client: redis.Re
         echo.apply_async((1,), producer=producer)
         assert not redis_client.llen("celery")
     assert redis_client.llen("celery") == 1
-    assert kombus == ["celery"]
+    assert kombus == ["json"]
+
+
+def test_whoever_has_wrapped_kombus_publish_sees_each_call(
+    echo: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    publish = Producer.publish
+
+    @functools.wraps(publish)
+    def traced(self: Producer, body: Any, **options: Any) -> Any:
+        seen.append(body[0])
+        return publish(self, body, **options)
+
+    monkeypatch.setattr(Producer, "publish", traced)
+    echo.delay(1)
+    assert seen == [(1,)]
+    assert redis_client.llen("celery") == 1
 
 
 def test_routes_that_look_at_the_arguments_are_asked_for_each_call(redis_url: str, redis_client: redis.Redis) -> None:

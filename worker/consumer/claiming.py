@@ -28,7 +28,8 @@ _WAIT_S = 1.0
 _WITHHELD_S = 0.05
 #: Seconds that a few jobs have to themselves before anything else is done, and the bytes of their messages at most.
 _AFTER_YOU_S, _FEW_BYTES = 0.001, 65_536
-#: Messages that one claim takes, at most: some 5 ms of the server's time, for which results would wait.
+#: Messages that one claim takes, at most, unless a batch may be larger: some 5 ms of the server's time, for which
+#: results would wait.
 _AT_ONCE = 256
 
 
@@ -61,6 +62,7 @@ class Claiming:
         self._persist = persist
         self._queues = queues
         self._max_bytes = max_bytes
+        self._at_once = max([_AT_ONCE, *(task.options.max_batch_size for task in self._tasks.values())])
         self._turns = Turns()
         #: Whether the last claim took all there was, and that was little: see `_look_again`.
         self._stepped_aside = False
@@ -87,7 +89,7 @@ class Claiming:
         return self._sort_out(self._take(turn)) if rang and not self.engine.hung else []
 
     def _take(self, turn: Turn) -> Sequence[Claim]:
-        room = min(sum(turn.limits), _AT_ONCE)
+        room = min(sum(turn.limits), self._at_once)
         claims: Sequence[Claim] = (
             self._persist(lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True)
             or ()

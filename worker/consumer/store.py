@@ -62,7 +62,10 @@ class ResultStore:
         """
         if self._shares_server:
             largest = self._leases.largest_value if successes else 0
-            fitting = (outcome for outcome in successes if _fits(outcome, len(outcome.job.reply.result), largest))
+            sizes = [len(outcome.job.reply.result) for outcome in successes]
+            fitting: Sequence[Outcome] = successes
+            if max(sizes, default=0) > largest:
+                fitting = [each for each, size in zip(successes, sizes, strict=True) if _fits(each, size, largest)]
             settlements = [self._encoded(outcome) for outcome in fitting]
         else:
             settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
