@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--payload", choices=sorted(PAYLOADS), default="small", help="integer | 384 floats | 100 kB in")
     parser.add_argument("--messages", type=int, help="for Batchery and the floor (default 10,000; large: 2,000)")
     parser.add_argument("--slow-messages", type=int, help="for the others (default 1,500; large or a network: 500)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all contenders in turn; medians count (default 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="of all contenders in turn; medians count (default 5)")
 
 
 def run(args: argparse.Namespace) -> Report:
