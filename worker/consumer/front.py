@@ -115,14 +115,15 @@ class BrokerFront:
         self._hub.call(self._mark_started, [job.reply for job in batch.jobs], time.time(), time.monotonic())
 
     def _mark_started(self, requests: Sequence[Any], now: float, monotonic_now: float) -> None:
-        light = [request for request in requests if isinstance(request, LightRequest)]
+        light = [request for request in requests if type(request) is LightRequest]
         for request in light:
             request.time_start = now
         on_hub.accepted(light)
         self._events.started(light)
-        for request in requests:
-            if not isinstance(request, LightRequest):
-                request.on_accepted(os.getpid(), monotonic_now)
+        if len(light) < len(requests):
+            for request in requests:
+                if type(request) is not LightRequest:
+                    request.on_accepted(os.getpid(), monotonic_now)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """See `Front.settle`."""

@@ -30,21 +30,13 @@ def encode_value(value: Any, serialized_by: str = "json") -> Encoded:
 def encode_success(task_id: str, value: Encoded, done_at: str, group: str | None, parent: str | None) -> bytes:
     """Return what Celery's backends store for a success, of an ISO 8601 time; equal to theirs once decoded."""
     text, raw = value
-    parts = [
-        b'{"status": "SUCCESS", "result": ',
+    done = b'{"status": "SUCCESS", "result": %b, "traceback": null, "children": [], "date_done": "%b", ' % (
         text,
-        b', "traceback": null, "children": [], "date_done": "',
         done_at.encode(),
-    ]
-    if group:
-        parts += (b'", "group_id": ', _encode(group), b', "task_id": ')
-    else:
-        parts.append(b'", "task_id": ')
-    parts.append(_encode(task_id))
-    if parent:
-        parts += (b', "parent_id": ', _encode(parent))
-    parts.append(b"}")
-    return serializer.join(b"".join(parts), raw)
+    )
+    in_group = b'"group_id": %b, ' % _encode(group) if group else b""
+    of_parent = b', "parent_id": %b' % _encode(parent) if parent else b""
+    return serializer.join(b'%b%b"task_id": %b%b}' % (done, in_group, _encode(task_id), of_parent), raw)
 
 
 def encode_part(task_id: str, value: Encoded) -> bytes:

@@ -46,7 +46,7 @@ class Settling:
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """See `Front.settle`."""
-        candidates = [outcome for outcome in outcomes if self._is_ordinary(outcome)]
+        candidates = [] if _any_hears() else [outcome for outcome in outcomes if self._is_ordinary(outcome)]
         self._store.encode(candidates)
         ordinary = [outcome for outcome in candidates if outcome.error is None]
         acks = self._unusual.take_acks()
@@ -70,10 +70,8 @@ class Settling:
         """Whether nothing has to be done but to store and announce a success."""
         if outcome.error is not None or outcome.job.task in self._hooked:
             return False
-        if signals.task_success.receivers or signals.task_prerun.receivers or signals.task_postrun.receivers:
-            return False
         reply = outcome.job.reply
-        return isinstance(reply, LightRequest) and (self._store.takes_parts or not reply.in_chord)
+        return type(reply) is LightRequest and (not reply.in_chord or self._store.takes_parts)
 
     def _settle_ordinary(self, outcomes: Sequence[Outcome], acks: Sequence[Settlement]) -> set[int]:
         """Settle in bulk; return the ids of the outcomes that are left to Celery, as they complete a chord."""
@@ -115,6 +113,11 @@ class Settling:
             self._unusual.fail(reply.id, claim, exc)
         if isinstance(reply, LightRequest):
             self._hub.call(on_hub.gone, [reply])
+
+
+def _any_hears() -> bool:
+    """Whether somebody wants a signal around each success."""
+    return bool(signals.task_success.receivers or signals.task_prerun.receivers or signals.task_postrun.receivers)
 
 
 def _has_hooks(task: Any) -> bool:
