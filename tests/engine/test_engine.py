@@ -347,16 +347,17 @@ def test_results_that_wait_to_be_stored_hold_up_the_device(start: StartEngine, f
         gate.pass_through()  # on the settle thread
         return output
 
-    engine = start(FakeModel(postprocess=postprocess, max_batch_size=1))
-    front.put(*jobs.many(*range(10)))
+    engine = start(FakeModel(postprocess=postprocess, max_batch_size=40, look_ahead=4))
+    front.put(*jobs.many(*range(200)))
     front.wait_until_all_are_claimed()
     front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
+    waiting = 200 - sum(map(len, front.batches))
     drained = in_background(engine.drain, DEADLINE_S)
     front.wait_for(lambda: front.given_back, "what has not run is given back")
-    assert ids(front.given_back) == [f"double-{n}" for n in range(2, 10)]
+    assert ids(front.given_back) == [f"double-{n}" for n in range(200 - waiting, 200)]
     gate.open()
     assert drained.result(DEADLINE_S)
-    assert front.answers() == {"double-0": 0, "double-1": 2}
+    assert front.answers() == {f"double-{n}": 2 * n for n in range(200 - waiting)}
 
 
 def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
@@ -380,6 +381,22 @@ def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, fron
     assert front.settlements == 2, "the second batch and the poke make one"
 
 
+def test_large_batches_that_take_no_time_are_settled_where_they_ran(
+    start: StartEngine, front: FakeFront, jobs: Jobs
+) -> None:
+    threads: set[str] = set()
+
+    def postprocess(output: int) -> int:
+        threads.add(threading.current_thread().name)
+        return output
+
+    start(FakeModel(postprocess=postprocess, max_batch_size=64), clock=lambda: 0.0)
+    front.put(*jobs.many(*range(640)))
+    front.wait_for_outcomes(640)
+    assert "batchery-device" in threads
+    assert front.answers() == {f"double-{n}": 2 * n for n in range(640)}
+
+
 def test_the_device_goes_on_when_results_are_stored(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
     gate = Gate()
 
@@ -387,13 +404,13 @@ def test_the_device_goes_on_when_results_are_stored(start: StartEngine, front: F
         gate.pass_through()
         return output
 
-    start(FakeModel(postprocess=postprocess, max_batch_size=1))
-    front.put(*jobs.many(*range(10)))
+    start(FakeModel(postprocess=postprocess, max_batch_size=40, look_ahead=4))
+    front.put(*jobs.many(*range(200)))
     front.wait_until_all_are_claimed()
     front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
     gate.open()
-    front.wait_for_outcomes(10)
-    assert front.answers() == {f"double-{n}": 2 * n for n in range(10)}
+    front.wait_for_outcomes(200)
+    assert front.answers() == {f"double-{n}": 2 * n for n in range(200)}
 
 
 # -- Draining ----------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ _NEVER = float("inf")
 #: Seconds that a batch must be expected to run for another thread to put the next one together meanwhile.
 _WORTH_COLLATING_AHEAD_S = 0.005
 
-#: Batches whose results may wait to be stored: with more, the device waits. So a store that is away costs no memory.
-_MOST_UNSETTLED = 2
+#: Batches, and jobs, whose results may wait to be stored: with more of both, the device waits. So a store that is away
+#: costs little memory.
+_MOST_UNSETTLED, _MOST_UNSETTLED_JOBS = 2, 64
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ class Core:
         #: Jobs that came in and neither wait nor have left.
         self.preparing = 0
         self.running: Batch | None = None
-        #: Batches that were started and are not settled.
-        self._unsettled = 0
+        #: Batches that were started and are not settled, and their jobs.
+        self._unsettled = self._unsettled_jobs = 0
         #: When the batch after the running one should be put together; never, if that can wait until it is through.
         self.collate_at = _NEVER
         self._collate_s = 0.0
@@ -110,7 +111,10 @@ class Core:
     @property
     def results_wait(self) -> bool:
         """Whether the results of so many batches wait to be stored that no other should start before some are."""
-        return self._unsettled - (self.running is not None) >= _MOST_UNSETTLED
+        running = self.running
+        batches = self._unsettled - (running is not None)
+        jobs = self._unsettled_jobs - (len(running.jobs) if running else 0)
+        return batches >= _MOST_UNSETTLED and jobs >= _MOST_UNSETTLED_JOBS
 
     @property
     def full(self) -> bool:
@@ -181,6 +185,7 @@ class Core:
         batch.number = next(self._numbers)
         self.running = batch
         self._unsettled += 1
+        self._unsettled_jobs += len(batch.jobs)
         if self._waits_since is not None:
             self.waited_s += now - self._waits_since
             self._waits_since = None
@@ -220,6 +225,7 @@ class Core:
     def settled(self, batch: Batch, now: float) -> None:
         """Take note that all of a batch's jobs are settled."""
         self._unsettled -= 1
+        self._unsettled_jobs -= len(batch.jobs)
         self.counts[batch.task].add(batch, now)
 
     @property

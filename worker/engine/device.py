@@ -15,6 +15,10 @@ from .staging import Sent
 _NEVER = float("inf")
 _LEAST_URGENT = 9
 
+#: A batch that took less, in seconds, of so many jobs is settled by the device's thread: to wake another one for it
+#: costs more than the device could do meanwhile.
+_INSTANT_S, _MANY = 0.001, 64
+
 
 class _Ready(NamedTuple):
     """A batch that may run: put together already, or to be put together by its run."""
@@ -96,6 +100,8 @@ class Device:
                 parts += 1
                 if self._core.nothing_waits:  # asked without the lock: a stale answer does no harm
                     self._settler.settle_soonest(outcomes)
+                elif batch.run_s < _INSTANT_S and len(outcomes) >= _MANY:
+                    self._settler.settle_here(outcomes)
                 else:
                     self._settler.put(outcomes)
             with self._lock:

@@ -48,7 +48,14 @@ class Settler:
 
     def settle_soonest(self, outcomes: list[Outcome]) -> None:
         """Settle them here and now if that is quick and no other lot comes first, else as `put` does."""
-        if self._last_s < _QUICK_S and self._lots.empty() and self._busy.acquire(blocking=False):
+        if self._last_s < _QUICK_S:
+            self.settle_here(outcomes)
+        else:
+            self.put(outcomes)
+
+    def settle_here(self, outcomes: list[Outcome]) -> None:
+        """Settle them here and now if no other lot comes first, else as `put` does."""
+        if self._lots.empty() and self._busy.acquire(blocking=False):
             try:
                 self._settle(outcomes)
             finally:
