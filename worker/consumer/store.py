@@ -164,7 +164,8 @@ def _keeps_parts_as_known(backend: RedisBackend) -> bool:
 
 def _fits(outcome: Outcome, size: int, largest: int) -> bool:
     """Whether the server takes a result of `size` bytes; one that is too large turns into the job's failure."""
-    if size <= largest or outcome.job.reply.ignore_result:
+    reply = outcome.job.reply
+    if size <= largest or (reply.ignore_result and not getattr(reply, "in_chord", False)):
         return True
     outcome.error = BatchFailed(
         f"The result is {size} bytes, and the server takes {largest} at most. Return less, or store it elsewhere and "

@@ -37,7 +37,7 @@ local function chord_of(first_key)
       parts = parts, known = known,
       over = redis.call('GET', state) == 'done',
       total = total and tonumber(total) + tonumber(redis.call('GET', added) or 0) or math.huge,
-      count = redis.call(ordered and 'ZCARD' or 'LLEN', parts),
+      count = ordered and redis.call('ZCOUNT', parts, '-inf', '+inf') or redis.call('LLEN', parts),
     }
     chords[first_key] = chord
   end
