@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -64,6 +65,7 @@ def register(app: Celery) -> None:
     @task(name="echo", max_batch_size=16)
     def echo(values: list[Any]) -> list[Any]:
         note(app, BATCHES, values)
+        time.sleep(float(os.environ.get("LAUNCH_S", "0")))
         return values
 
     @task(name="gated", max_batch_size=4)
