@@ -118,7 +118,7 @@ def _message(body: Any, options: Mapping[str, Any]) -> bytes | None:
     """Return one message; None if it cannot be encoded: kombu knows what to say of it."""
     name = options["serializer"]
     try:
-        encoded = serializer.join(*serializer.encode(body)) if name == serializer.NAME else encode_json(body)
+        encoded = serializer.join(*serializer.encode_by(name, body))
         properties = message_properties(options, options["correlation_id"], str(uuid.uuid4()))
         return encode_message(options["headers"], properties, encoded, name)
     except Exception:  # whatever an object's own methods raise

@@ -24,7 +24,7 @@ from kombu import serialization
 from kombu.utils import json as kombu_json
 
 from ..batchers.arrays import is_array
-from .encoding import encode_plain, is_plain
+from .encoding import encode_json, encode_plain, is_plain
 from .raw import cell_bytes, put_together, take_apart
 
 #: The serializer's name, for `task_serializer`, `result_serializer` and a task's `serializer`.
@@ -79,6 +79,11 @@ def encode(value: Any) -> tuple[bytes, Sequence[Any]]:
     encoder = _Encoder()
     text = encoder.encode(value)
     return text.encode(), encoder.raw
+
+
+def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
+    """Return a value encoded by the serializer of that name, this one or "json", as `encode` does."""
+    return encode(value) if name == NAME else (encode_json(value), ())
 
 
 def join(text: bytes, raw: Sequence[Any]) -> bytes:

@@ -61,14 +61,10 @@ class CallSignature:
     def items(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Return each call's item, or the TypeError of a call that does not fit."""
         if self._all_named and not self.many:  # what most calls are, at a third of the cost
-            return [args[0] if len(args) == 1 and not kwargs else self._attempt(args, kwargs) for args, kwargs in calls]
-        return [self._attempt(args, kwargs) for args, kwargs in calls]
-
-    def _attempt(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            return self.item(args, kwargs)
-        except Exception as exc:
-            return exc
+            return [
+                args[0] if len(args) == 1 and not kwargs else attempt(self.item, args, kwargs) for args, kwargs in calls
+            ]
+        return [attempt(self.item, args, kwargs) for args, kwargs in calls]
 
     def as_args(self, item: Any) -> tuple[Any, ...]:
         """Return the arguments of the call that `item` stands for."""
@@ -77,6 +73,14 @@ class CallSignature:
     def columns(self, items: Sequence[Any]) -> list[list[Any]]:
         """Return a list for each parameter: the items' values for it."""
         return [list(column) for column in zip(*items, strict=True)] if self.many else [list(items)]
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what the function returns, or the exception that it raises."""
+    try:
+        return function(*args)
+    except Exception as exc:
+        return exc
 
 
 def stands_alone(option: Any, *, decorated: bool) -> bool:

@@ -18,7 +18,7 @@ from kombu import Producer
 from kombu.exceptions import EncodeError
 
 from . import serializer
-from .encoding import encode_json, is_plain
+from .encoding import is_plain
 from .publisher import Publisher, encode_message, message_properties
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class _Template:
         """Yield a message for each of `calls` from `start` on, as many as there are `ids`."""
         _, kwargs, embed = self._body
         name = self._options["serializer"]
-        encode = serializer.encode if name == serializer.NAME else lambda value: (encode_json(value), ())
-        rest, rest_raw = encode([kwargs, embed])
+        rest, rest_raw = serializer.encode_by(name, [kwargs, embed])
         is_root = self._headers["root_id"] == self._headers["id"]
         for place, task_id in enumerate(ids, start):
             args = calls[place]
@@ -155,7 +154,7 @@ class _Template:
             if is_root:
                 headers["root_id"] = task_id
             try:
-                text, raw = encode(args)
+                text, raw = serializer.encode_by(name, args)
             except Exception as exc:  # whatever an object's own methods raise
                 raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
             body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])

@@ -14,7 +14,7 @@ from . import serializer
 from .alone import Alone
 from .definition import annotated_options, check_acknowledgement, check_budget, naming, option_sources, read_definition
 from .encoding import as_lists
-from .signature import CallSignature, stands_alone
+from .signature import CallSignature, attempt, stands_alone
 from .submit import BulkResult, call_options, delay_many, publisher
 
 #: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
@@ -219,7 +219,7 @@ class BatchTask(Task):
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Turn many calls' arguments into items, an exception instance for each that failed."""
         if self.preprocess_many is None and type(self).preprocess is not BatchTask.preprocess:
-            return [_attempt(self.prepare, args, kwargs) for args, kwargs in calls]
+            return [attempt(self.prepare, args, kwargs) for args, kwargs in calls]
         items = self._signature.items(calls)
         if self.preprocess_many is None:
             return items
@@ -261,7 +261,7 @@ class BatchTask(Task):
             return self.device
 
     def _preprocess_columns(self, items: list[Any]) -> list[Any]:
-        answers: Any = _attempt(lambda: list(self.preprocess_many(*self._signature.columns(items))))
+        answers: Any = attempt(lambda: list(self.preprocess_many(*self._signature.columns(items))))
         if isinstance(answers, BaseException) and len(items) > 1:
             return [answer for item in items for answer in self._preprocess_columns([item])]
         if isinstance(answers, BaseException) or len(answers) != len(items):
@@ -270,7 +270,7 @@ class BatchTask(Task):
 
     def _run_prepared(self, items: list[Any], device: str) -> list[Any]:
         outputs = _map_sound(lambda sound: forward(self, sound, device, self.preferred_batch_sizes), items)
-        return [out if isinstance(out, BaseException) else _attempt(self.postprocess, out) for out in outputs]
+        return [out if isinstance(out, BaseException) else attempt(self.postprocess, out) for out in outputs]
 
 
 for _name in TASK_OPTION_NAMES:
@@ -279,13 +279,6 @@ for _name in TASK_OPTION_NAMES:
 
 def _options_of(task: BatchTask | type[BatchTask]) -> TaskOptions:
     return TaskOptions(**{name: getattr(task, name) for name in TASK_OPTION_NAMES})
-
-
-def _attempt(function: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return function(*args)
-    except Exception as exc:
-        return exc
 
 
 def _map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:

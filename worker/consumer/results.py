@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from ...producer import serializer
-from ...producer.encoding import encode_json
 
 #: Serializers that `encode_success` writes for.
 SERIALIZERS = ("json", serializer.NAME)
@@ -24,7 +23,7 @@ def encode_value(value: Any, serialized_by: str = "json") -> Encoded:
     Raises:
         TypeError: `value` is not serializable.
     """
-    return serializer.encode(value) if serialized_by == serializer.NAME else (encode_json(value), ())
+    return serializer.encode_by(serialized_by, value)
 
 
 def encode_success(task_id: str, value: Encoded, done_at: str, group: str | None, parent: str | None) -> bytes:
