@@ -2,14 +2,14 @@
 
 from .batcher import Batcher
 from .bucket import BucketBatcher
-from .ceiling import TokenCeiling
 from .concat import ConcatBatcher
-from .cost import CostFunction, CostModel
 from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch
 from .job import Batch, Job, Outcome
-from .listed import ListBatcher
+from .list import ListBatcher
 from .pad import PadBatcher
-from .planner import GreedyPlanner, Planner
+from .planning.cost import CostFunction, CostModel
+from .planning.planner import GreedyPlanner, Planner
+from .planning.token_ceiling import TokenCeiling
 from .stack import StackBatcher
 
 __all__ = [

@@ -12,11 +12,12 @@ from typing import Any
 import redis
 from celery import chord
 
+from tests.support.services import valkey, wait_until
+
 from .apps import import_app
 from .backlog import PREPARED, QUEUE, RESULT_PREFIX
 from .contenders import BATCHERY, STOCK, Alive, Contender
 from .report import Report, median, rounded
-from .services import valkey, wait_until
 
 WARM_UP = 100
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.support.services import ROOT, ServiceError, celery_worker
+
 from .backlog import QUEUE
-from .services import ROOT, ServiceError, celery_worker
 
 #: Raises if the contender's process is gone.
 Alive = Callable[[], None]

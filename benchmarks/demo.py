@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.support.services import ServiceError, celery_worker, valkey
+
 from .demo_plot import plot
 from .report import Report, rounded
-from .services import ServiceError, celery_worker, valkey
 from .texts import texts
 from .trial import Trial, answer_all
 

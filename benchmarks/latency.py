@@ -11,10 +11,11 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from tests.support.services import valkey
+
 from .apps import import_app
 from .contenders import BATCHERY, STOCK, Alive
 from .report import Report, percentile, rounded
-from .services import valkey
 
 CONTENDERS = {"stock, solo": STOCK[0], "stock, threads": STOCK[1], "batchery": BATCHERY}
 WARM_UP = 30

@@ -17,10 +17,11 @@ from typing import Any
 
 import matplotlib
 
+from tests.support.services import ROOT, ServiceError, valkey
+
 from .backlog import QUEUE, load
 from .contenders import Contender
 from .report import Report, median, rounded
-from .services import ROOT, ServiceError, valkey
 from .texts import texts
 
 WARM_UP = 64

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tests.support.services import valkey
+
 from .apps.payloads import PAYLOADS
 from .backlog import load
 from .contenders import BATCHERY, CELERY_BATCHES, STOCK, Alive, Contender, floor
 from .proxy import delayed
 from .report import Report, median, rounded
-from .services import valkey
 
 WARM_UP = 300
 

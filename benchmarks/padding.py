@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from batchery.batchers import CostFunction, CostModel, GreedyPlanner, Job
-from batchery.batchers.cost import linear_cost
-from batchery.batchers.cut import Limits, cut, price
+from batchery.batchers.planning.cost import linear_cost
+from batchery.batchers.planning.cut import Limits, cut, price
 from batchery.configs import TaskOptions
 
 from .report import Report, median, rounded

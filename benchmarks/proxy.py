@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from .services import ROOT, ServiceError
+from tests.support.services import ROOT, ServiceError
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from typing import Any
 
 import redis
 
+from tests.support.services import valkey
+
 from .apps import import_app
 from .backlog import QUEUE
 from .report import Report, median, rounded
-from .services import valkey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -80,7 +80,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """The value that `percent` % of `values` do not exceed (nearest rank)."""
+    """The value that `percent` % of `values` do not exceed (did_you_mean rank)."""
     ordered = sorted(values)
     return rounded(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 

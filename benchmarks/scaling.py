@@ -10,11 +10,12 @@ import argparse
 from contextlib import ExitStack
 from typing import Any
 
+from tests.support.services import valkey
+
 from .apps.payloads import PAYLOADS
 from .backlog import load
 from .contenders import BATCHERY
 from .report import Report, median, rounded
-from .services import valkey
 
 BATCH_SIZE, BATCH_MS = 32, 200
 WORKERS = (1, 2, 4, 8)

@@ -13,9 +13,10 @@ import numpy as np
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeout
 
+from tests.support.services import ServiceError, Worker
+
 from .backlog import RESULT_PREFIX
 from .report import percentile, rounded
-from .services import ServiceError, Worker
 
 
 @dataclass(frozen=True)

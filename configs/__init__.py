@@ -4,13 +4,12 @@ from .configuration import (
     Configuration,
     ConfigurationError,
     Setting,
+    did_you_mean,
     from_text,
     load_configuration,
-    nearest,
     option_value,
     task_table,
 )
-from .device import resolve_device
 from .options import TASK_OPTION_NAMES, OptionError, TaskOptions, WorkerOptions
 
 __all__ = [
@@ -21,10 +20,9 @@ __all__ = [
     "Setting",
     "TaskOptions",
     "WorkerOptions",
+    "did_you_mean",
     "from_text",
     "load_configuration",
-    "nearest",
     "option_value",
-    "resolve_device",
     "task_table",
 ]

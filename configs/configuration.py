@@ -92,7 +92,7 @@ def load_configuration(given: WorkerOptions | str | Path | None, environ: Mappin
     return said
 
 
-def nearest(word: object, possible: Collection[str]) -> str:
+def did_you_mean(word: object, possible: Collection[str]) -> str:
     """Say which of `possible` was meant, if one is like `word`, and what is possible."""
     close = difflib.get_close_matches(f"{word}", possible, 1)
     meant = f'Did you mean "{close[0]}"? ' if close else ""
@@ -148,7 +148,9 @@ class _Reader:
         if isinstance(preset, str) and preset in _presets():
             below = f", on top of {self.read(tomllib.loads(_preset_text(preset)), f'preset {preset}')}"
         elif preset is not None:
-            self.problems.append(f"preset = {preset!r} is none of the shipped presets. {nearest(preset, _presets())}")
+            self.problems.append(
+                f"preset = {preset!r} is none of the shipped presets. {did_you_mean(preset, _presets())}"
+            )
         unknown = [key for key in document if key not in _TOP_LEVEL]
         self.problems += [f"{key}: {_misplaced(key, _TOP_LEVEL)}" for key in unknown]
         self.worker |= self._settings(WorkerOptions, document.get("worker", {}), "[worker]", source)
@@ -191,7 +193,7 @@ def _read(choice: str | Path, by: str) -> tuple[Configuration, Collection[str]]:
     is_path = isinstance(choice, Path) or choice.endswith(".toml") or "/" in choice or "\\" in choice
     source = f"{choice}" if is_path else f"preset {choice}"
     if not is_path and choice not in _presets():
-        problem = f"There is no such preset. {nearest(choice, _presets())} (A path to a file ends in .toml.)"
+        problem = f"There is no such preset. {did_you_mean(choice, _presets())} (A path to a file ends in .toml.)"
         raise ConfigurationError(source + by, [problem])
     reader = _Reader()
     try:
@@ -242,4 +244,4 @@ def _misplaced(key: str, possible: Collection[str], here: object = None) -> str:
     for kind, (whose, tables) in _KINDS.items():
         if kind is not here and key in _names(kind):
             return f"this is an option of {whose}, which belongs in {tables}."
-    return f"there is no such option here. {nearest(key, possible)}"
+    return f"there is no such option here. {did_you_mean(key, possible)}"

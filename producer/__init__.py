@@ -1,6 +1,6 @@
 """What a calling service needs: the task's definition, bulk submit, results. Imports no torch."""
 
-from .submit import ENQUEUED_AT, BulkResult
-from .task import BatchTask
+from .client import ENQUEUED_AT, BulkResult
+from .task.batch_task import BatchTask
 
 __all__ = ["ENQUEUED_AT", "BatchTask", "BulkResult"]

@@ -8,8 +8,8 @@ from typing import Any
 import kombu.messaging
 from kombu import Producer, Queue
 
-from . import serializer
-from .encoding import encode_json
+from .codec import serializer
+from .codec.json import encode_json
 
 #: What Celery passes to `Producer.publish` for any task, and the message properties that kombu makes nothing else of.
 _OPTIONS = frozenset(
@@ -25,7 +25,7 @@ _CONTENT = {"json": ("application/json", "utf-8"), serializer.NAME: (serializer.
 class Publisher:
     """A kombu producer that puts ordinary messages into their Redis list itself; all others go kombu's way.
 
-    Ordinary is: JSON or the serializer of ours, not compressed, to one queue by its name, with no option that is not
+    FastCall is: JSON or the serializer of ours, not compressed, to one queue by its name, with no option that is not
     known here. Stands in for the producer where Celery publishes a task; signals, events, declared queues, retries and
     errors are Celery's and kombu's.
     """

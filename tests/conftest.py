@@ -11,7 +11,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from benchmarks.services import ServiceError, Worker, celery_worker, valkey
+from tests.support.services import ServiceError, Worker, celery_worker, valkey
 
 StartWorker = Callable[..., Worker]
 

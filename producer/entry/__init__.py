@@ -8,15 +8,15 @@ from typing import Any
 
 
 def dumps(value: Any) -> bytes:
-    """See `batchery.producer.serializer.dumps`."""
-    from batchery.producer.serializer import dumps
+    """See `batchery.producer.codec.serializer.dumps`."""
+    from batchery.producer.codec.serializer import dumps
 
     return dumps(value)
 
 
 def loads(payload: Any) -> Any:
-    """See `batchery.producer.serializer.loads`."""
-    from batchery.producer.serializer import loads
+    """See `batchery.producer.codec.serializer.loads`."""
+    from batchery.producer.codec.serializer import loads
 
     return loads(payload)
 

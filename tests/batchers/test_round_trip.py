@@ -12,7 +12,7 @@ from batchery.batchers.batcher import Batcher
 from batchery.batchers.bucket import BucketBatcher
 from batchery.batchers.concat import ConcatBatcher
 from batchery.batchers.errors import OutputMismatch
-from batchery.batchers.listed import ListBatcher
+from batchery.batchers.list import ListBatcher
 from batchery.batchers.pad import PadBatcher
 from batchery.batchers.stack import StackBatcher
 from hypothesis import given, settings

@@ -13,8 +13,8 @@ import redis
 from benchmarks.backlog import QUEUE, load
 from benchmarks.contenders import floor
 from benchmarks.proxy import delayed
-from benchmarks.services import ROOT
 from benchmarks.texts import texts
+from tests.support.services import ROOT
 
 
 def test_texts_are_the_same_on_every_run() -> None:

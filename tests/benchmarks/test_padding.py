@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import pytest
-from batchery.batchers.cost import CostModel, linear_cost
+from batchery.batchers.planning.cost import CostModel, linear_cost
 
 from benchmarks import padding
 from benchmarks.padding import DISTRIBUTIONS, SIZE, batchery, first_come, fixed_buckets, optimum, sorted_windows

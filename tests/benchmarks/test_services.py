@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from benchmarks.services import ServiceError, Valkey, Worker, celery_worker, valkey, wait_until
+from tests.support.services import ServiceError, Valkey, Worker, celery_worker, valkey, wait_until
 
 
 def test_wait_until_returns_what_the_predicate_said() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from benchmarks.services import ServiceError, wait_until
 from benchmarks.trial import Trial, answer_all, arrivals
+from tests.support.services import ServiceError, wait_until
 
 
 def test_arrivals_are_noted_when_results_are_published(redis_url: str, redis_client: redis.Redis) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.worker.broker import Claim, Keep, Leases, Queue, Settled, Settlement, connect
+from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement, connect
 
 MakeLeases = Callable[..., Leases]
 
@@ -131,4 +131,4 @@ def settle(leases: Leases, claims: list[Claim], *, db: int = 0, expires_s: int =
         Settlement(claim, f"result-{label_of(claim.message)}", f"result of {label_of(claim.message)}".encode())
         for claim in claims
     ]
-    return [answer == Settled.DONE for answer in leases.settle(items, Keep(db, expires_s))]
+    return [answer == Settled.DONE for answer in leases.settle(items, ResultRetention(db, expires_s))]

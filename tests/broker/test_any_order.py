@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import redis
-from batchery.worker.broker import Claim, Keep, Leases, Queue, Settled, Settlement
+from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -72,7 +72,7 @@ class Workers(RuleBasedStateMachine):
         held = self.leased_tags()
         answer = f"by {id(self.workers[worker])}".encode()
         items = [Settlement(claim, f"result-{label_of(claim.message)}", answer) for claim in chosen]
-        answered = [answer == Settled.DONE for answer in self.workers[worker].settle(items, Keep())]
+        answered = [answer == Settled.DONE for answer in self.workers[worker].settle(items, ResultRetention())]
         assert answered == [claim.tag in held for claim in chosen]
         for claim, done in zip(chosen, answered, strict=True):
             if done:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.worker.broker import Claim, Keep, Leases, Queue, Settled, Settlement
+from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
 
 from tests.broker.conftest import Lists, MakeLeases, claim_all, settle
 
@@ -39,7 +39,10 @@ def test_a_result_without_expiry_is_kept(leases: Leases, redis_client: redis.Red
 def test_an_empty_key_only_acknowledges(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
     lists.put("a", "b")
     first, second = claim_all(leases, queue)
-    assert leases.settle([Settlement(first), Settlement(second, "kept", b"1")], Keep()) == [Settled.DONE, Settled.DONE]
+    assert leases.settle([Settlement(first), Settlement(second, "kept", b"1")], ResultRetention()) == [
+        Settled.DONE,
+        Settled.DONE,
+    ]
     assert redis_client.keys() == [b"kept"]
 
 
@@ -59,7 +62,7 @@ def test_any_number_is_settled_at_once(leases: Leases, redis_client: redis.Redis
     redis_client.lpush("work", *(str(index) for index in range(count)))
     claims = leases.claim([queue], count, 10**9)
     items = [Settlement(claim, f"r{claim.seq}", claim.message) for claim in claims]
-    assert leases.settle(items, Keep()) == [Settled.DONE] * count
+    assert leases.settle(items, ResultRetention()) == [Settled.DONE] * count
     assert [redis_client.get(f"r{claim.seq}") for claim in claims] == [claim.message for claim in claims]
     assert redis_client.zcard(queue.index) == redis_client.hlen(queue.unacked) == 0
 

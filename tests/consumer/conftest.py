@@ -13,10 +13,10 @@ import pytest
 import redis
 from celery import Celery
 
-from benchmarks.services import Worker, celery_worker, wait_until
-from tests.consumer.apps import make_app
+from tests.support.apps import make_app
+from tests.support.services import Worker, celery_worker, wait_until
 
-APP = "tests.consumer.apps"
+APP = "tests.support.apps"
 
 StartWorker = Callable[..., Worker]
 

@@ -22,8 +22,8 @@ import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from benchmarks.services import Worker, wait_until
 from tests.consumer.conftest import options, unsettled
+from tests.support.services import Worker, wait_until
 
 WAIT = 30.0
 MB = 1024 * 1024

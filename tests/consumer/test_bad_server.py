@@ -9,8 +9,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from benchmarks.services import Valkey, Worker, wait_until
 from tests.consumer.conftest import APP, Gate, calling
+from tests.support.services import Valkey, Worker, wait_until
 
 WAIT = 30.0
 MB = 1024 * 1024

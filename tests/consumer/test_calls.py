@@ -8,9 +8,9 @@ import pytest
 import redis
 from celery import Celery
 
-from benchmarks.services import wait_until
-from tests.consumer.apps import BATCHES
 from tests.consumer.conftest import Gate, held_back, unsettled
+from tests.support.apps import BATCHES
+from tests.support.services import wait_until
 
 WAIT = 15.0
 

@@ -9,8 +9,8 @@ import pytest
 import redis
 from celery import Celery, chain, chord, group
 
-from benchmarks.services import wait_until
-from tests.consumer.apps import BATCHES, SEEN
+from tests.support.apps import BATCHES, SEEN
+from tests.support.services import wait_until
 
 WAIT = 20.0
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import redis
 from batchery.batchers import Job, Outcome
-from batchery.worker.broker import Claim, Keep, Leases, Queue, Settled, Settlement
-from batchery.worker.consumer.message import Ordinary, decode
-from batchery.worker.consumer.request import LightRequest, context_of
-from batchery.worker.consumer.store import ResultStore
+from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
+from batchery.worker.consumer.fast.result_store import ResultStore
+from batchery.worker.consumer.wire.decode import FastCall, decode
+from batchery.worker.consumer.wire.request import LightRequest, context_of
 from celery import Celery, chord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.broker.conftest import ALL, ANY_SIZE, Lists, bytes_of, client_of, label_of
 from tests.consumer.conftest import disconnect
-from tests.consumer.messages import ACCEPT, stock
+from tests.support.messages import ACCEPT, stock
 
 # Celery's own way to store a result.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -98,7 +98,7 @@ class Worker:
 
     def outcome(self, claim: Claim) -> Outcome:
         call = decode(claim.message, ACCEPT)
-        assert isinstance(call, Ordinary)
+        assert isinstance(call, FastCall)
         task = self.house.app.tasks[call.headers.task]
         reply = LightRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
         job = Job(call.headers.id, task.name, call.args, call.kwargs, reply, 0.0, claim.seq)
@@ -113,7 +113,7 @@ class Worker:
         reply = outcome.job.reply
         self.house.app.backend.mark_as_done(outcome.job.id, outcome.value, context_of(reply))
         if not dies:
-            self.leases.settle([Settlement(reply.claim)], Keep())
+            self.leases.settle([Settlement(reply.claim)], ResultRetention())
 
     def finish(self, outcomes: list[Outcome]) -> None:
         """Settle in bulk, and let Celery do what is left to it."""

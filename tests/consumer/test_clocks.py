@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from batchery.batchers import Job
 from batchery.worker.broker import Claim, Queue
-from batchery.worker.consumer.claiming import to_job
-from batchery.worker.consumer.message import decode
+from batchery.worker.consumer.fast.fetch import to_job
+from batchery.worker.consumer.wire.decode import decode
 
-from tests.consumer.messages import ACCEPT
 from tests.consumer.test_bad_input import message
+from tests.support.messages import ACCEPT
 
 HOUR = 3600.0
 #: The server's clock, and the engine's.

@@ -15,9 +15,9 @@ import redis
 from batchery.configs import TASK_OPTION_NAMES
 from celery import Celery
 
-from benchmarks.services import ROOT, Worker, celery_worker, wait_until
-from tests.consumer.apps import BATCHES
 from tests.consumer.conftest import APP, held_back, options
+from tests.support.apps import BATCHES
+from tests.support.services import ROOT, Worker, celery_worker, wait_until
 
 WAIT = 30.0
 #: The queue of this file's worker; the tasks that it does not serve are sent to the app's other queue.

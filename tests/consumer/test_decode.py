@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.worker.consumer.message import decode
+from batchery.worker.consumer.wire.decode import decode
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.consumer.messages import ACCEPT, assert_same, decode_quickly, memory_app, raw_message, stock
+from tests.support.messages import ACCEPT, assert_same, decode_quickly, memory_app, raw_message, stock
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 

@@ -10,9 +10,9 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from benchmarks.services import Valkey, celery_worker, wait_until
-from tests.consumer.apps import BATCHES
 from tests.consumer.conftest import APP, Gate, StartWorker, calling, options, unsettled
+from tests.support.apps import BATCHES
+from tests.support.services import Valkey, celery_worker, wait_until
 
 WAIT = 30.0
 

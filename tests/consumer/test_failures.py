@@ -9,8 +9,8 @@ import redis
 from celery import Celery
 from celery.exceptions import NotRegistered
 
-from benchmarks.services import Worker, wait_until
-from tests.consumer.apps import BATCHES
+from tests.support.apps import BATCHES
+from tests.support.services import Worker, wait_until
 
 FULL = 16  # every task's max_batch_size: that many calls of `picky` are one batch
 

@@ -10,8 +10,8 @@ import pytest
 import redis
 from batchery.worker import health
 
-from benchmarks.services import Worker, wait_until
 from tests.consumer.conftest import Gate, calling
+from tests.support.services import Worker, wait_until
 
 APP = """
 import os

@@ -13,9 +13,9 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from benchmarks.services import Worker, valkey, wait_until
-from tests.consumer.apps import BATCHES, SEEN
 from tests.consumer.conftest import APP, calling, unsettled
+from tests.support.apps import BATCHES, SEEN
+from tests.support.services import Worker, valkey, wait_until
 
 WAIT = 15.0
 

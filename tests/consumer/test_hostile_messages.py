@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from batchery.producer.serializer import CONTENT_TYPE
-from batchery.worker.consumer.message import MAX_BODY_BYTES, decode
+from batchery.producer.codec.serializer import CONTENT_TYPE
+from batchery.worker.consumer.wire.decode import MAX_BODY_BYTES, decode
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 
-from tests.consumer.messages import ACCEPT, MAX_BODY, assert_same, decode_quickly, memory_app, raw_message, same, stock
+from tests.support.messages import ACCEPT, MAX_BODY, assert_same, decode_quickly, memory_app, raw_message, same, stock
 
 
 @pytest.fixture(scope="module")

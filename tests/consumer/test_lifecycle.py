@@ -12,9 +12,9 @@ import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from benchmarks.services import wait_until
-from tests.consumer.apps import BATCHES, SEEN
 from tests.consumer.conftest import Gate, held_back, unsettled
+from tests.support.apps import BATCHES, SEEN
+from tests.support.services import wait_until
 
 WAIT = 15.0
 

@@ -12,8 +12,8 @@ import redis
 from celery import Celery
 from celery.events.state import State
 
-from benchmarks.services import Worker, celery_worker, wait_until
 from tests.consumer.conftest import APP, Gate, unsettled
+from tests.support.services import Worker, celery_worker, wait_until
 
 WAIT = 15.0
 

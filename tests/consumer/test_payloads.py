@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import redis
 import torch
-from batchery.worker.consumer.message import MAX_BODY_BYTES
+from batchery.worker.consumer.wire.decode import MAX_BODY_BYTES
 from celery import Celery, chord
 from kombu.utils import json as kombu_json
 
-from benchmarks.services import wait_until
 from tests.consumer.conftest import calling, held_back, unsettled
+from tests.support.services import wait_until
 
 WAIT = 15.0
 

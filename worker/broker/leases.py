@@ -75,7 +75,7 @@ class Settled(enum.IntEnum):
 _ANSWERS = tuple(Settled)
 
 
-class Keep(NamedTuple):
+class ResultRetention(NamedTuple):
     """Where results are kept, and for how long: in seconds, 0 is for ever."""
 
     db: int = 0
@@ -162,7 +162,7 @@ class Leases:
             raise
         return self._take_in(reply, queues, first)
 
-    def settle(self, settlements: Sequence[Settlement], keep: Keep) -> list[Settled]:
+    def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Store results and acknowledge, in one round trip for each queue; return what became of each."""
         settled: dict[str, Settled] = {}
         left = Settled.LEFT
@@ -172,7 +172,7 @@ class Leases:
         for group in by_queue.values():
             for chunk in _chunks(group):
                 try:
-                    reply = self._run("settle", *_settle_arguments(chunk, self._db, keep))
+                    reply = self._run("settle", *_settle_arguments(chunk, self._db, retention))
                 except redis.RedisError:
                     self._largest_value = 0  # it may have been lowered
                     raise
@@ -307,11 +307,11 @@ def _chunks(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
     yield chunk
 
 
-def _settle_arguments(chunk: Sequence[Settlement], db: int, keep: Keep) -> tuple[list[Any], list[Any]]:
+def _settle_arguments(chunk: Sequence[Settlement], db: int, retention: ResultRetention) -> tuple[list[Any], list[Any]]:
     """Return the keys and arguments of one settle script."""
     queue = chunk[0].claim.queue
     keys: list[str] = [queue.unacked, queue.index]
-    args: list[Any] = [db, keep.db, keep.expires_s, len(chunk)]
+    args: list[Any] = [db, retention.db, retention.expires_s, len(chunk)]
     parts: list[Any] = []
     chords: dict[str, int] = {}
     chord_keys: list[str] = []
@@ -325,5 +325,5 @@ def _settle_arguments(chunk: Sequence[Settlement], db: int, keep: Keep) -> tuple
             parts += (number, chords[part.keys[0]], part.task_id, part.place, part.result)
     if parts:
         keys += chord_keys
-        args += (int(keep.chord_in_order), keep.chord_expires_s, keep.group_expires_s, *parts)
+        args += (int(retention.chord_in_order), retention.chord_expires_s, retention.group_expires_s, *parts)
     return keys, args

@@ -33,13 +33,13 @@ from kombu.serialization import prepare_accept_content
 
 from ...batchers import BatcheryError
 from ...configs import ConfigurationError
-from ..broker import Doorbell, Leases, Queue, connect
-from ..broker.keeper import Keeper
+from ..broker import ArrivalWatcher, Leases, Queue, connect
+from ..broker.lease_refresher import LeaseRefresher
 from ..engine import Engine
+from .compat.hub import HubCalls
+from .fast.result_store import ResultStore
 from .front import BrokerFront
-from .hub import HubCalls
 from .settings import settings_of
-from .store import ResultStore
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class BatchConsumer(Consumer):
         self._front = BrokerFront(
             self,
             leases,
-            Doorbell(client),
+            ArrivalWatcher(client),
             ResultStore(self.app, leases, client),
             self._hub_calls,
             queues=self._queues,
@@ -184,7 +184,7 @@ class BatchConsumer(Consumer):
             raise BatcheryError(f"This worker cannot serve, a model could not be loaded: {exc!r}") from exc
         _spare_the_collector()
         self._front.attach(engine)
-        self._keeper = Keeper(
+        self._keeper = LeaseRefresher(
             leases,
             self._queues,
             lease_s=options.lease_s,

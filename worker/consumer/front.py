@@ -12,16 +12,16 @@ from celery.utils.functional import maybe_list
 from celery.worker import state
 
 from ...batchers import Batch, Job, Outcome
-from ..broker import Doorbell, Leases, Queue
+from ..broker import ArrivalWatcher, Leases, Queue
+from ..broker.retry import Persist
 from ..engine import Room
-from . import hub as on_hub
-from .claiming import Claiming
-from .events import Events
-from .persist import Persist
-from .request import CurrentRequest, LightRequest, full_request
-from .settling import Settling
-from .store import ResultStore
-from .unusual import Unusual
+from .compat import hub as on_hub
+from .compat.bridge import CeleryBridge
+from .fast.events import Events
+from .fast.fetch import Claiming
+from .fast.result_store import ResultStore
+from .fast.settle import Settling
+from .wire.request import CurrentRequest, LightRequest, full_request
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -36,7 +36,7 @@ class BrokerFront:
         self,
         consumer: Any,
         leases: Leases,
-        doorbell: Doorbell,
+        doorbell: ArrivalWatcher,
         store: ResultStore,
         hub: on_hub.HubCalls,
         *,
@@ -52,7 +52,7 @@ class BrokerFront:
         self._persist = Persist()
         claim_max, held_max = max_bytes
         #: What Celery's own machinery has in hand.
-        self.unusual = Unusual(consumer, leases, hub, self._persist, held_max_bytes=held_max)
+        self.unusual = CeleryBridge(consumer, leases, hub, self._persist, held_max_bytes=held_max)
         parts = hub, self._events, self.unusual, self._persist
         self._claiming = Claiming(consumer, leases, doorbell, *parts, queues=queues, max_bytes=claim_max)
         self._settling = Settling(consumer, leases, store, *parts)
@@ -82,8 +82,8 @@ class BrokerFront:
         finally:
             stack.pop()
 
-    def still_wanted(self, jobs: list[Job]) -> list[Job]:
-        """See `Front.still_wanted`."""
+    def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
+        """See `Front.drop_cancelled`."""
         now, revoked = time.monotonic(), state.revoked
         wanted = []
         for job in jobs:

@@ -15,12 +15,12 @@ from ...configs import (
     Setting,
     TaskOptions,
     WorkerOptions,
-    nearest,
+    did_you_mean,
     option_value,
     task_table,
 )
 from ...producer import BatchTask
-from ...producer.definition import check_budget
+from ...producer.task.definition import check_budget
 from .setup import configuration_of
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Settings:
             if name in app.tasks and name not in known:
                 yield f"{place} names a plain task; only a BatchTask is meant here."
             elif name not in known:
-                yield f"{place} names no batch task of this app. {nearest(name, known)}"
+                yield f"{place} names no batch task of this app. {did_you_mean(name, known)}"
 
     def _contested_queues(self, app: Celery) -> Iterator[str]:
         """Tell of queues of this worker to which tasks are sent that it does not serve."""
@@ -130,9 +130,11 @@ class Settings:
             ValueError: no such task or option, or this value is not possible; the message says what is.
         """
         if name not in self.tasks:
-            raise ValueError(f"This worker serves no task {name!r}. {nearest(name, self.tasks)}")
+            raise ValueError(f"This worker serves no task {name!r}. {did_you_mean(name, self.tasks)}")
         if option not in RUNTIME_OPTIONS:
-            raise ValueError(f"{option!r} is no option that can be set at run time. {nearest(option, RUNTIME_OPTIONS)}")
+            raise ValueError(
+                f"{option!r} is no option that can be set at run time. {did_you_mean(option, RUNTIME_OPTIONS)}"
+            )
         task = self.tasks[name]
         value = option_value(TaskOptions, option, value)
         options: TaskOptions = replace(task.options, **{option: value})

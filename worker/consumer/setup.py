@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 
 from ...configs import Configuration, WorkerOptions, load_configuration
-from ...producer import serializer
+from ...producer.codec import serializer
 from . import control  # noqa: F401 - Celery's command line knows only the commands of modules that are imported
 
 CONSUMER = "batchery.worker.consumer.consumer:BatchConsumer"

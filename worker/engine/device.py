@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from ...batchers import Batch, Job
 from ...batchers.forward import Collated
-from .core import Core
 from .front import Front
 from .runner import Runner
+from .scheduler import Scheduler
 from .settler import Settler
 from .staging import Sent
 
@@ -37,7 +37,7 @@ class Device:
 
     def __init__(
         self,
-        core: Core,
+        core: Scheduler,
         lock: threading.Lock,
         runner: Runner,
         front: Front,
@@ -181,7 +181,7 @@ class Device:
 
     def _still_wanted(self, batch: Batch) -> bool:
         """Leave out the jobs that nobody wants any more; return whether any are left."""
-        wanted = self._front.still_wanted(batch.jobs)
+        wanted = self._front.drop_cancelled(batch.jobs)
         if len(wanted) < len(batch.jobs):
             kept = set(map(id, wanted))
             self._leave([job for job in batch.jobs if id(job) not in kept])

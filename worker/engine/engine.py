@@ -1,7 +1,7 @@
 """The engine: threads that move jobs from a front through models and back.
 
-`claim → preprocess → plan → batch → predict → unbatch → postprocess → settle`. The decisions are `Core`'s; a thread
-only waits, moves what it is told to move, and reports. One lock guards the core; it is never held during I/O or user
+`claim → preprocess → plan → batch → predict → unbatch → postprocess → settle`. The decisions are `Scheduler`'s; a
+thread only waits, moves what it is told to move, and reports. One lock guards the core; it is never held during I/O or user
 code.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 
 from ...batchers import BatchFailed, CostModel, GreedyPlanner, Job, Outcome, Planner, TokenCeiling
 from ...configs import TaskOptions, WorkerOptions
-from .core import Core
-from .counts import Counts, log_batch
 from .device import Device
 from .front import Front
-from .items import make_items
 from .model import Model
+from .prepare import make_items
 from .runner import Runner
+from .scheduler import Scheduler
 from .settler import Settler
+from .stats import Stats, log_batch
 from .warmup import warm_up
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ class Engine:
         self._task_options = task_options
         self._planners = planners
         self._clock = clock
-        self._core = Core(task_options, planners, self._costs, self._ceilings, held_max_bytes=options.held_max_bytes)
+        self._core = Scheduler(
+            task_options, planners, self._costs, self._ceilings, held_max_bytes=options.held_max_bytes
+        )
         # One lock, and a condition for each thing that a thread waits for: waking the wrong thread costs the GIL twice.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -177,7 +179,7 @@ class Engine:
     def stats(self) -> dict[str, int | float]:
         """Return what was done so far, as flat numbers."""
         with self._lock:
-            counts = functools.reduce(Counts.merge, self._core.counts.values(), Counts())
+            counts = functools.reduce(Stats.merge, self._core.counts.values(), Stats())
             return {
                 "batches": counts.batches,
                 "jobs": counts.jobs,

@@ -38,7 +38,7 @@ class Front(Protocol):
         """Return a context in which the job's hooks run, such as its task's current request. Preprocess threads."""
         ...
 
-    def still_wanted(self, jobs: list[Job]) -> list[Job]:
+    def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
         """Leave out jobs that nobody wants any more (revoked, expired, cancelled), and answer those. Device thread."""
         ...
 

@@ -208,7 +208,7 @@ class _LocalFront:
     def current(self, job: Job) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002 - as Front's
         return contextlib.nullcontext()
 
-    def still_wanted(self, jobs: list[Job]) -> list[Job]:
+    def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
         wanted = [job for job in jobs if _begin(job.reply)]
         if len(wanted) < len(jobs):
             keep = set(map(id, wanted))
@@ -216,7 +216,7 @@ class _LocalFront:
         return wanted
 
     def started(self, batch: Batch) -> None:
-        """Nothing to note: futures were marked as running by `still_wanted`."""
+        """Nothing to note: futures were marked as running by `drop_cancelled`."""
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self._answer(outcomes)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from ...batchers import Outcome
 from .front import Front
-from .items import postprocess
 from .model import Model
+from .prepare import postprocess
 
 logger = logging.getLogger(__name__)
 

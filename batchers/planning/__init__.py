@@ -1,0 +1,1 @@
+"""The planner: which waiting jobs run together, and when, by what batches cost."""

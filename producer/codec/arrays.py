@@ -1,0 +1,118 @@
+"""Arrays as raw bytes, and back: little-endian, in C order.
+
+Torch is never imported here: tensors bring it along, and where it is not loaded they come back as numpy arrays.
+"""
+
+import math
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...batchers.arrays import is_torch
+
+#: Dimensions of an array: what numpy has allowed in every version.
+MAX_RANK = 32
+#: Product of an empty array's other dimensions: `tolist()` makes a list for each of them, out of no bytes at all.
+MAX_EMPTY = 2**20
+
+_SIZES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
+#: How the cells of each dtype are stored.
+_STORED = {name: np.dtype(name).newbyteorder("<") for name in _SIZES.split()}
+#: Torch's alone; its bits travel as whole numbers, and numpy gets the upper half of a float32.
+_BFLOAT16 = "bfloat16"
+
+
+class RawArray(NamedTuple):
+    """An array taken apart."""
+
+    is_torch: bool
+    dtype: str
+    shape: tuple[int, ...]
+    #: The cells: a flat array of bytes.
+    cells: Any
+
+
+def encode_array(array: Any) -> RawArray:
+    """Take apart a numpy array or a torch tensor, of any byte order, strides and device.
+
+    Raises:
+        TypeError: nothing but numbers and bools, in plain memory, can travel.
+        ValueError: too many dimensions.
+    """
+    from_torch = is_torch(array)
+    dtype, numbers = _of_torch(array) if from_torch else _of_numpy(array)
+    shape = tuple(array.shape)
+    _check_shape(shape)
+    return RawArray(from_torch, dtype, shape, np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
+
+
+def cell_bytes(dtype: Any, shape: Any, *, of_torch: bool) -> int:
+    """Return the number of bytes that such an array's cells take; both come from outside.
+
+    Raises:
+        ValueError: there is no such array.
+    """
+    if not isinstance(dtype, str) or not (dtype in _STORED or (of_torch and dtype == _BFLOAT16)):
+        raise ValueError(f"An array of the dtype {dtype!r:.50} cannot be read: {_ALLOWED}")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"An array's shape is {shape!r:.50}: it must be a list of whole numbers from 0 up.")
+    _check_shape(tuple(shape))
+    return math.prod(shape) * _stored(dtype).itemsize
+
+
+def decode_array(dtype: str, shape: list[int], cells: memoryview, *, of_torch: bool) -> Any:
+    """Return a new array of `cell_bytes` cells; the arguments were checked by it.
+
+    A tensor comes back as one where torch is loaded, else as a numpy array of the same values: float32 for bfloat16.
+    """
+    stored = _stored(dtype)
+    if dtype == "bool":  # any other byte than 0 and 1 would make a bool that equals neither
+        array = np.asarray(np.ndarray(shape, np.uint8, buffer=cells) != 0)
+    else:
+        array = np.ndarray(shape, stored, buffer=cells).astype(stored.newbyteorder("="))
+    torch: Any = sys.modules.get("torch") if of_torch else None
+    # While another thread imports it, torch is there but not whole.
+    if not hasattr(torch, "from_numpy"):
+        return _widen(array) if dtype == _BFLOAT16 else array
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == _BFLOAT16 else tensor
+
+
+_ALLOWED = f"possible are {', '.join(_STORED)}, and bfloat16 of torch."
+
+
+def _of_numpy(array: Any) -> tuple[str, Any]:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("A masked array would lose its mask: send its filled() array, or data and mask.")
+    stored = _STORED.get(array.dtype.name)
+    if stored is None:
+        raise TypeError(f"An array of {array.dtype} cannot be sent: {_ALLOWED}")
+    return array.dtype.name, array.astype(stored, copy=False)
+
+
+def _of_torch(tensor: Any) -> tuple[str, Any]:
+    torch = sys.modules["torch"]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _STORED and dtype != _BFLOAT16:
+        raise TypeError(f"A tensor of {tensor.dtype} cannot be sent: {_ALLOWED}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise TypeError(f"A tensor of layout {tensor.layout} cannot be sent: call to_dense() on it, or pad it.")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    numbers = (plain.view(torch.int16) if dtype == _BFLOAT16 else plain).numpy()
+    return dtype, numbers.astype(_stored(dtype), copy=False)
+
+
+def _stored(dtype: str) -> "np.dtype[Any]":
+    return _STORED["int16" if dtype == _BFLOAT16 else dtype]
+
+
+def _widen(bits: Any) -> Any:
+    return np.asarray((bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"An array has {len(shape)} dimensions; at most {MAX_RANK} can travel.")
+    if 0 in shape and math.prod(size or 1 for size in shape) > MAX_EMPTY:
+        raise ValueError(f"An empty array's shape is {shape}: its other dimensions may make {MAX_EMPTY} at most.")

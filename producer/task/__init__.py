@@ -1,0 +1,1 @@
+"""The definition of a batch task, which callers and workers share."""

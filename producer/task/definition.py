@@ -1,0 +1,85 @@
+"""What is checked where a task is defined, so that it fails there and not in a worker."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Set
+from typing import Any
+
+from celery.app.annotations import resolve_all
+
+from ...configs import TASK_OPTION_NAMES
+from .signature import CallSignature
+
+
+@contextlib.contextmanager
+def error_context(task: Any) -> Iterator[None]:
+    """Say in a definition's error which task, or class of tasks, it is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        name = task.name or getattr(task, "__qualname__", type(task).__qualname__)
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Task {name}: {error}") from error
+
+
+def read_definition(task_class: Any, root: Any) -> tuple[CallSignature, bool]:
+    """Return the signature of one call, and whether `run` gets its parameters as columns.
+
+    `root` is the class that defines none of the functions read here: `BatchTask`.
+    """
+    if task_class._dump_pydantic_arguments is not None:
+        raise TypeError(
+            "pydantic=True validates one call, but this function gets whole batches. "
+            "Write a BatchTask class and validate in its preprocess()."
+        )
+    found = {name: inspect.getattr_static(task_class, name) for name in ("preprocess", "preprocess_many", "run")}
+    given = [name for name, attribute in found.items() if attribute is not vars(root)[name]]
+    source = given[0] if given else "preprocess"
+    signature = CallSignature(found[source])
+    if source == "run" or "preprocess_many" in given:
+        signature.require_columns("the function" if source == "run" else source)
+    if "run" in given and source != "run" and task_class.predict is root.predict:
+        _check_takes_batch(CallSignature(found["run"]), source)
+    return signature, source == "run" and signature.many
+
+
+def _check_takes_batch(run: CallSignature, source: str) -> None:
+    try:
+        run.item([None], {})
+    except TypeError:
+        raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.") from None
+
+
+def check_budget(task: Any, max_batch_tokens: int | None) -> None:
+    """Raise a ValueError if the task cannot keep a token budget; its batcher may be made by `load`."""
+    if max_batch_tokens is not None and task.length is None and not hasattr(task.batcher, "length"):
+        raise ValueError(
+            f"max_batch_tokens = {max_batch_tokens!r} needs to know an item's length: give length=, or a batcher "
+            "that has a length()."
+        )
+
+
+def check_acknowledgement(task_class: Any) -> None:
+    """Raise a TypeError if the task is to be acknowledged before it has run."""
+    if not task_class.acks_late:
+        raise TypeError(
+            f"acks_late = {task_class.acks_late!r} is not possible: a job is acknowledged with its result, or a worker "
+            "that dies would lose its batch. Leave acks_late out."
+        )
+
+
+def annotated_options(task_class: Any) -> Set[str]:
+    """Return the names of the batching options that the app's `task_annotations` set for a bound class."""
+    annotations = resolve_all(task_class.app.annotations, task_class)
+    return {name for annotation in annotations for name in annotation} & {*TASK_OPTION_NAMES}
+
+
+def option_sources(task: Any, root: Any) -> dict[str, str]:
+    """Return where each batching option of `task` comes from; `root` is the class with the defaults: `BatchTask`."""
+    sources = dict.fromkeys(TASK_OPTION_NAMES, "default")
+    classes = type(task).__mro__
+    for owner in reversed(classes[: classes.index(root)]):
+        for name in vars(owner).keys() & sources:
+            # Celery writes annotations into the class: an inherited one is written in the class it was meant for.
+            sources[name] = "task_annotations" if name in vars(owner).get("_annotated", ()) else "code"
+    return sources | dict.fromkeys(vars(task).keys() & sources, "code")

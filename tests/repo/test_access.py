@@ -1,0 +1,154 @@
+"""The access rules of docs/deploy.md: what they allow suffices, over TLS, and what they forbid is refused."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from tests.consumer.conftest import Gate
+from tests.support.pages import blocks
+from tests.support.processes import finished, running, wait_for_worker
+from tests.support.services import valkey, wait_until
+from tests.support.tls_proxy import tls
+
+TASKS = """
+import os
+
+from batchery import BatchTask, setup
+from celery import Celery
+
+app = Celery("access")
+setup(app)
+
+@app.task(base=BatchTask, name="echo")
+def echo(values):
+    return values
+
+@app.task(base=BatchTask, name="fail", autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0)
+def fail(values):
+    return [KeyError(value) for value in values]
+
+@app.task(base=BatchTask, name="gated", max_batch_size=1)
+def gated(paths):
+    for path in paths:
+        if os.path.exists(path):
+            open(path).read()
+    return paths
+
+@app.task(name="plain")
+def plain(value):
+    return value
+"""
+
+CALLS = """
+from celery import chain, chord, group
+from tasks import echo, fail, plain
+
+result = echo.delay(1)
+print(result.get(timeout=30))
+result.forget()
+print(echo.delay_many([2, 3]).get(timeout=30))
+print(group(echo.s(n) for n in (4, 5)).apply_async().get(timeout=30))
+print(chord([echo.s(n) for n in (6, 7)])(plain.s()).get(timeout=30))
+print(chain(echo.s(8), plain.s()).apply_async().get(timeout=30))
+print(echo.apply_async((9,), countdown=0.1, priority=6).get(timeout=30))
+print(repr(fail.delay(10).get(timeout=30, propagate=False)))
+"""
+
+
+class Site(NamedTuple):
+    """A server with access rules: its URL without credentials, and the same behind TLS (it is built without)."""
+
+    url: str
+    tls_port: int
+    certificate: Path
+
+    def client(self, user: str) -> redis.Redis:
+        return redis.Redis.from_url(self.url, username=user, password=f"{user}-secret")
+
+    def tls_url(self, user: str) -> str:
+        options = f"ssl_cert_reqs=required&ssl_ca_certs={self.certificate}"
+        return f"rediss://{user}:{user}-secret@localhost:{self.tls_port}/0?{options}"
+
+
+@pytest.fixture(scope="module")
+def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command.split(), *subject], check=True, capture_output=True)
+    # Options of its own, so that it is never a server that somebody lent us.
+    with valkey(save="") as url, tls(urlsplit(url).port or 0, certificate, key) as port:
+        with redis.Redis.from_url(url) as client:
+            for user, *rules in reversed(access_rules(root)):
+                client.execute_command("ACL", "SETUSER", user, *rules)
+        yield Site(url, port, certificate)
+
+
+def access_rules(root: Path) -> list[list[str]]:
+    """The lines of docs/deploy.md: user, rules."""
+    [block] = [block for block in blocks((root / "docs" / "deploy.md").read_text()) if block.info == "aclfile"]
+    return [line.split()[1:] for line in block.text.splitlines()]
+
+
+@pytest.mark.slow
+def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "calls.py").write_text(CALLS)
+    gate = Gate(tmp_path / "gate")
+
+    def env(user: str) -> dict[str, str]:
+        return {"CELERY_BROKER_URL": site.tls_url(user), "CELERY_RESULT_BACKEND": site.tls_url(user)}
+
+    with ExitStack() as stack:
+        client = stack.enter_context(site.client("operator"))
+        stack.callback(gate.open)
+        names = ["one@here", "two@here"]
+        commands = [["celery", "-A", "tasks", "worker", "-E", "-n", name] for name in names]
+        workers = [stack.enter_context(running(command, folder=tmp_path, env=env("worker"))) for command in commands]
+        for name, worker in zip(names, workers, strict=True):
+            wait_for_worker(site.tls_url("worker"), worker, "--node", name)
+        called = finished(["python", "calls.py"], folder=tmp_path, env=env("producer"))
+        assert called.stdout.splitlines() == ["1", "[2, 3]", "[4, 5]", "[6, 7]", "8", "9", "KeyError(10)"]
+
+        # What a worker that stops gives back, the other one takes.
+        send = f"from tasks import gated; gated.delay_many([{gate.path!r}] * 8, ignore_result=True)"
+        assert finished(["python", "-c", send], folder=tmp_path, env=env("producer")).returncode == 0
+        gate.wait_for_model()
+        wait_until(lambda: client.hlen("batchery:unacked:celery") == 8, "all is claimed, by both")
+        workers[0].process.terminate()
+        wait_until(lambda: client.llen("celery") > 0, "it has given back what waits")
+        gate.open()
+        wait_until(lambda: client.hlen("batchery:unacked:celery") + client.llen("celery") == 0, "all is done")
+        assert workers[0].process.wait(20) == 0
+        # The one thing that a worker asks for and does well without, as the document says.
+        assert {entry["object"] for entry in client.acl_log()} <= {"config|get"}
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("producer", ["RPOP", "celery"]),
+        ("producer", ["LRANGE", "celery", "0", "-1"]),
+        ("producer", ["HLEN", "batchery:unacked:celery"]),
+        ("producer", ["LPUSH", "another-queue", "message"]),
+        ("producer", ["PUBLISH", "/0.celery.pidbox", "shutdown"]),
+        ("producer", ["FLUSHALL"]),
+        ("worker", ["GET", "session:1"]),
+        ("worker", ["CONFIG", "GET", "*"]),
+        ("worker", ["FLUSHALL"]),
+        ("worker", ["KEYS", "*"]),
+        ("default", ["PING"]),
+    ],
+)
+def test_what_neither_of_them_needs_is_refused(site: Site, user: str, command: list[str]) -> None:
+    with site.client(user) as client, pytest.raises((redis.exceptions.NoPermissionError, redis.AuthenticationError)):
+        client.execute_command(*command)

@@ -1,0 +1,166 @@
+"""The fast decode: from the bytes of an ordinary Celery message to a job, without Celery's or kombu's objects.
+
+FastCall is: task protocol 2, JSON or the serializer of ours, compressed or not, nothing to be done before or after but
+run and answer, though it may be part of a chord. Whatever is unusual (ETA, callbacks, another serializer, a header we
+do not know) is not decoded here: Celery's own objects do that. So they do with what is broken: they know what to say of
+it.
+"""
+
+from collections.abc import Container
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from ....producer.codec.serializer import CONTENT_TYPE, TYPE_MARK, loads
+from .compression import check_size, decompress
+
+#: Bytes of a message's body, decompressed, at most. What is decoded from it may take some twenty times as much, if it
+#: is JSON of many small lists.
+MAX_BODY_BYTES = 64 * 2**20
+
+_JSON = "application/json"
+_NULL = b"null"
+
+
+# gc=False: these hold nothing that could refer back to them, and are made for every message.
+
+
+class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Where the message was sent."""
+
+    exchange: str = ""
+    routing_key: str = ""
+    redelivered: bool = False
+
+
+class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """kombu's message properties."""
+
+    delivery_tag: str
+    body_encoding: str
+    delivery_info: DeliveryInfo
+    correlation_id: str = ""
+    reply_to: str = ""
+    delivery_mode: int = 2
+    #: What kombu would clamp is unusual.
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    #: For brokers that let messages expire; the workers go by the header.
+    expiration: str = ""
+    #: Celery puts them here too, where `apply_async` was given them.
+    argsrepr: str = ""
+    kwargsrepr: str = ""
+
+
+class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Celery's task headers, protocol 2. A type narrower than Celery's makes a message unusual."""
+
+    task: str
+    id: str
+    lang: str = "py"
+    shadow: str | None = None
+    eta: None = None
+    expires: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    retries: int = 0
+    timelimit: tuple[None, None] = (None, None)
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str = ""
+    kwargsrepr: str = ""
+    origin: str = ""
+    ignore_result: bool | None = None
+    replaced_task_nesting: int = 0
+    stamped_headers: None = None
+    stamps: dict[str, None] = {}
+    compression: str | None = None
+    batchery_enqueued_at: float | None = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A message as kombu's Redis transport writes it; msgspec undoes the base64 of the body."""
+
+    body: bytes
+    content_encoding: str = msgspec.field(name="content-encoding")
+    content_type: str = msgspec.field(name="content-type")
+    headers: Headers
+    properties: Properties
+
+
+class Embed(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What a call brings along for afterwards: nothing, if it is ordinary."""
+
+    callbacks: tuple[()] | None = None
+    errbacks: tuple[()] | None = None
+    chain: tuple[()] | None = None
+    #: The callback, if the call is part of a chord; not looked at.
+    chord: msgspec.Raw = msgspec.Raw(_NULL)
+
+
+class FastCall(msgspec.Struct, gc=False):
+    """An ordinary call, decoded."""
+
+    headers: Headers
+    args: list[Any]
+    kwargs: dict[str, Any]
+    priority: int
+    #: Seconds since the epoch; None: it never expires.
+    expires_at: float | None
+    #: Bytes of the body, decompressed.
+    size: int
+    #: Whether it is part of a chord.
+    in_chord: bool
+
+
+_message = msgspec.json.Decoder(Message)
+_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Embed])
+
+
+def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> FastCall | None:
+    """Decode an ordinary message; None if it is unusual, or no Celery message at all.
+
+    `accept` are the content types that the app reads, `max_bytes` the most that the decompressed body may have.
+    """
+    try:
+        check_size(len(message) // 2, max_bytes)  # base64 adds a third to the body
+        decoded = _message.decode(message)
+        properties, compression = decoded.properties, decoded.headers.compression
+        if decoded.content_type not in accept or properties.body_encoding != "base64":
+            return None
+        body = decompress(decoded.body, compression, max_bytes) if compression else decoded.body
+        check_size(len(body), max_bytes)
+        arguments = _arguments(body, decoded.content_type, decoded.content_encoding)
+        if arguments is None:
+            return None
+        expires_at = _timestamp(decoded.headers.expires)
+    except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
+        return None
+    args, kwargs, in_chord = arguments
+    return FastCall(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord)
+
+
+def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any], bool] | None:
+    """Return the call's arguments, and whether it is part of a chord; None if this is unusual."""
+    if content_type == CONTENT_TYPE:
+        # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
+        if b"\0" in body or TYPE_MARK in body:
+            args, kwargs, others = loads(body)
+            chord = others.pop("chord", None)
+            msgspec.convert(others, Embed)
+            plain = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(chord, dict | None)
+            return (args, kwargs, chord is not None) if plain else None
+    elif content_type != _JSON or encoding != "utf-8" or TYPE_MARK in body:
+        return None
+    args, kwargs, embed = _body.decode(body)
+    chord = bytes(embed.chord)
+    return (args, kwargs, chord != _NULL) if chord == _NULL or chord.startswith(b"{") else None
+
+
+def _timestamp(expires: str | None) -> float | None:
+    if expires is None:
+        return None
+    moment = datetime.fromisoformat(expires)
+    if moment.tzinfo is None:
+        raise ValueError("an expiry without a time zone: Celery knows what the app means by it")
+    return moment.astimezone(UTC).timestamp()
