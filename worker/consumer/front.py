@@ -13,7 +13,7 @@ from celery.worker import state
 
 from ...batchers import Batch, Job, Outcome
 from ..broker import ArrivalWatcher, Leases, Queue
-from ..broker.retry import Persist
+from ..broker.retry import RedisRetry
 from ..engine import Room
 from .compat import hub as on_hub
 from .compat.bridge import CeleryBridge
@@ -49,11 +49,11 @@ class BrokerFront:
         self._doorbell = doorbell
         self._hub = hub
         self._events = Events(consumer)
-        self._persist = Persist()
+        self._retry = RedisRetry()
         claim_max, held_max = max_bytes
         #: What Celery's own machinery has in hand.
-        self.unusual = CeleryBridge(consumer, leases, hub, self._persist, held_max_bytes=held_max)
-        parts = hub, self._events, self.unusual, self._persist
+        self.unusual = CeleryBridge(consumer, leases, hub, self._retry, held_max_bytes=held_max)
+        parts = hub, self._events, self.unusual, self._retry
         self._claiming = Claiming(consumer, leases, doorbell, *parts, queues=queues, max_bytes=claim_max)
         self._settling = Settling(consumer, leases, store, *parts)
 
@@ -67,7 +67,7 @@ class BrokerFront:
 
     def interrupt(self) -> None:
         """See `Front.interrupt`."""
-        self._persist.stop()
+        self._retry.stop()
         self._doorbell.interrupted = True
         self._engine.freed.set()
         self._hub.wake()
@@ -131,7 +131,7 @@ class BrokerFront:
 
     def give_back(self, jobs: Sequence[Job]) -> None:
         """See `Front.give_back`."""
-        self._persist(lambda: self._leases.give_back(job.reply.claim for job in jobs))
+        self._retry.once(lambda: self._leases.give_back(job.reply.claim for job in jobs))
         self._hub.call(on_hub.gone, [job.reply for job in jobs])
 
     def release_waiting(self) -> None:

@@ -12,7 +12,7 @@ from celery.worker import state
 from ....batchers import Job
 from ....configs import TaskOptions
 from ...broker import Claim, Leases, Settlement
-from ...broker.retry import Persist
+from ...broker.retry import RedisRetry
 from ...engine import Room
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import LightRequest
@@ -30,13 +30,13 @@ class CeleryBridge:
     engine: "Engine"
 
     def __init__(
-        self, consumer: Any, leases: Leases, hub: on_hub.HubCalls, persist: Persist, *, held_max_bytes: int
+        self, consumer: Any, leases: Leases, hub: on_hub.HubCalls, retry: RedisRetry, *, held_max_bytes: int
     ) -> None:
         """Hand messages to `consumer`, on its hub's thread."""
         self._consumer = consumer
         self._leases = leases
         self._hub = hub
-        self._persist = persist
+        self._retry = retry
         self._channel = LeaseChannel(self.acknowledge, self._requeue)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
@@ -177,7 +177,7 @@ class CeleryBridge:
         self._tags.discard(tag)
         claim = self._leases.find(tag)
         if claim is not None:
-            self._persist(lambda: self._leases.give_back([claim]), until_done=True)
+            self._retry.until_stopped(lambda: self._leases.give_back([claim]))
 
 
 def _to_job(claim: Claim, request: Any) -> Job:

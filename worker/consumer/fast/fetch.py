@@ -9,7 +9,7 @@ from celery.worker import state
 
 from ....batchers import Job
 from ...broker import ArrivalWatcher, Claim, Leases, Queue
-from ...broker.retry import Persist
+from ...broker.retry import RedisRetry
 from ...engine import Room
 from ..compat import hub as on_hub
 from ..compat.bridge import CeleryBridge
@@ -46,7 +46,7 @@ class Claiming:
         hub: on_hub.HubCalls,
         events: Events,
         unusual: CeleryBridge,
-        persist: Persist,
+        retry: RedisRetry,
         *,
         queues: Callable[[], Sequence[Queue]],
         max_bytes: int,
@@ -59,7 +59,7 @@ class Claiming:
         self._hub = hub
         self._events = events
         self._unusual = unusual
-        self._persist = persist
+        self._retry = retry
         self._queues = queues
         self._max_bytes = max_bytes
         self._at_once = max([_AT_ONCE, *(task.options.max_batch_size for task in self._tasks.values())])
@@ -84,22 +84,21 @@ class Claiming:
             if turn.left_out or self._leases.withheld:
                 self._wait_until_freed()
                 return []
-        rang = not turn.left_out and self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
+        rang = not turn.left_out and self._retry.once(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
         # Meanwhile there can only be more room.
         return self._sort_out(self._take(turn)) if rang and not self.engine.hung else []
 
     def _take(self, turn: Turn) -> Sequence[Claim]:
         room = min(sum(turn.limits), self._at_once)
         claims: Sequence[Claim] = (
-            self._persist(lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True)
-            or ()
+            self._retry.until_stopped(lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits)) or ()
         )
         few = 2 * len(claims) <= room and sum(len(claim.message) for claim in claims) <= _FEW_BYTES
         if claims and few and not self._leases.withheld:
             self._stepped_aside = True
             self._hub.hush()
         elif claims:
-            self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+            self._retry.once(lambda: self._doorbell.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _look_again(self) -> None:
@@ -110,7 +109,7 @@ class Claiming:
         self._stepped_aside = False
         self.engine.freed.wait(_AFTER_YOU_S)
         self._hub.wake()
-        self._persist(lambda: self._doorbell.pass_on(more=False))
+        self._retry.once(lambda: self._doorbell.wake_next_worker(more=False))
 
     def _wait_until_freed(self) -> None:
         self.engine.freed.wait(_WITHHELD_S)

@@ -9,7 +9,7 @@ from celery.app.trace import task_has_custom
 
 from ....batchers import BatchFailed, Outcome
 from ...broker import Leases, Settled, Settlement
-from ...broker.retry import Persist
+from ...broker.retry import RedisRetry
 from ..compat import hub as on_hub
 from ..compat.bridge import CeleryBridge
 from ..compat.replay import make_replay, trace
@@ -31,7 +31,7 @@ class Settling:
         hub: on_hub.HubCalls,
         events: Events,
         unusual: CeleryBridge,
-        persist: Persist,
+        retry: RedisRetry,
     ) -> None:
         """Settle the jobs of `consumer`'s batch tasks."""
         self._app = consumer.app
@@ -42,7 +42,7 @@ class Settling:
         self._hub = hub
         self._events = events
         self._unusual = unusual
-        self._persist = persist
+        self._retry = retry
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """See `Front.settle`."""
@@ -76,7 +76,7 @@ class Settling:
     def _settle_ordinary(self, outcomes: Sequence[Outcome], acks: Sequence[Settlement]) -> set[int]:
         """Settle in bulk; return the ids of the outcomes that are left to Celery, as they complete a chord."""
         try:
-            answered = self._persist(lambda: self._store.settle(outcomes, acks), until_done=True)
+            answered = self._retry.until_stopped(lambda: self._store.settle(outcomes, acks))
         except Exception:
             logger.exception("%d results could not be stored.", len(outcomes))
             answered = None
@@ -99,7 +99,7 @@ class Settling:
         claim = reply.claim
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
-        if not self._leases.holds(claim) or not self._persist(lambda: self._leases.still_held(claim), until_done=True):
+        if not self._leases.holds(claim) or not self._retry.until_stopped(lambda: self._leases.still_held(claim)):
             self._hub.call(on_hub.gone, [reply])
             return
         try:
