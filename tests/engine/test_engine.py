@@ -1,4 +1,4 @@
-"""The engine's threads, between a front and models that the test holds up as it likes."""
+"""The engine's threads, between a ports and models that the test holds up as it likes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch, PadBatcher
+from batchery.batchers import Batch, BatchFailed, CostModel, Job, OutputMismatch, PadBatcher
 from batchery.configs import WorkerOptions
-from batchery.worker.engine import Engine
+from batchery.worker.engine import Engine, EngineState
 
 from tests.support.fakes import (
     DEADLINE_S,
-    FakeFront,
     FakeModel,
+    FakePorts,
     Gate,
     Held,
     Jobs,
@@ -29,6 +29,10 @@ from tests.support.services import wait_until
 StartEngine = Callable[..., Engine]
 
 
+def engine_of(model: FakeModel, ports: FakePorts) -> Engine:
+    return Engine(EngineState({model.name: model}, WorkerOptions()), ports, ports)
+
+
 def ids(jobs: Sequence[Job]) -> list[str]:
     return [job.id for job in jobs]
 
@@ -36,123 +40,116 @@ def ids(jobs: Sequence[Job]) -> list[str]:
 # -- From claim to settle ----------------------------------------------------------------------------------------------
 
 
-def test_every_job_gets_the_answer_to_its_own_input(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_every_job_gets_the_answer_to_its_own_input(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     start(FakeModel(max_batch_size=4))
-    front.put(*jobs.many(*range(100)))
-    front.wait_for_outcomes(100)
-    assert front.answers() == {f"double-{n}": n * 2 for n in range(100)}
-    assert len(front.outcomes) == 100
+    ports.put(*jobs.many(*range(100)))
+    ports.wait_for_outcomes(100)
+    assert ports.answers() == {f"double-{n}": n * 2 for n in range(100)}
+    assert len(ports.outcomes) == 100
 
 
-def test_jobs_run_in_the_order_of_their_claims(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_jobs_run_in_the_order_of_their_claims(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     start(FakeModel(predict=held, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3))
-    front.put(*jobs.many(4, 5))
-    front.wait_until_all_are_claimed()
+    ports.put(*jobs.many(1, 2, 3))
+    ports.put(*jobs.many(4, 5))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(6)
+    ports.wait_for_outcomes(6)
     assert [item for batch in held.batches for item in batch] == [0, 1, 2, 3, 4, 5]
-    assert ids([outcome.job for outcome in front.outcomes]) == [f"double-{n}" for n in range(6)]
+    assert ids([outcome.job for outcome in ports.outcomes]) == [f"double-{n}" for n in range(6)]
 
 
-def test_jobs_that_come_while_a_batch_runs_share_the_next_one(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_jobs_that_come_while_a_batch_runs_share_the_next_one(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     start(FakeModel(predict=held))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
     for number in range(1, 6):
-        front.put(jobs(number))
-    front.wait_until_all_are_claimed()
+        ports.put(jobs(number))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(6)
+    ports.wait_for_outcomes(6)
     assert held.batches == [[0], [1, 2, 3, 4, 5]]
 
 
-def test_no_more_is_claimed_than_may_be_held(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_no_more_is_claimed_than_may_be_held(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     start(FakeModel(predict=held, max_batch_size=4, look_ahead=2))
-    front.put(*jobs.many(*range(200)))
-    front.wait_for(lambda: len(front.claimed) == 4 * 2 + 3 * 4, "as many as may be are claimed")
+    ports.put(*jobs.many(*range(200)))
+    ports.wait_for(lambda: len(ports.claimed) == 4 * 2 + 3 * 4, "as many as may be are claimed")
     held.gate.wait_until_reached()
-    assert sum(front.rooms) == 20
+    assert sum(ports.limits) == 20
     held.gate.open()
-    front.wait_for_outcomes(200)
-    assert max(front.rooms) <= 20
+    ports.wait_for_outcomes(200)
+    assert max(ports.limits) <= 20
 
 
-def test_a_batch_that_is_not_full_runs_when_its_wait_is_over(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_batch_that_is_not_full_runs_when_its_wait_is_over(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     start(FakeModel(max_wait_ms=20))
-    front.put(jobs(1, enqueued_at=time.monotonic()))
-    front.wait_for_outcomes(1)
+    ports.put(jobs(1, enqueued_at=time.monotonic()))
+    ports.wait_for_outcomes(1)
 
 
-def test_a_batch_that_is_full_does_not_wait(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_batch_that_is_full_does_not_wait(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     start(FakeModel(max_wait_ms=1e9, max_batch_size=2))
-    front.put(*jobs.many(1, 2, enqueued_at=time.monotonic()))
-    front.wait_for_outcomes(2)
-    assert front.batches == [["double-1", "double-2"]]
+    ports.put(*jobs.many(1, 2, enqueued_at=time.monotonic()))
+    ports.wait_for_outcomes(2)
+    assert ports.batches == [["double-1", "double-2"]]
 
 
-def test_the_device_goes_to_the_task_with_the_oldest_due_job(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_the_device_goes_to_the_task_with_the_oldest_due_job(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     waits = FakeModel("waits", max_wait_ms=1e9, max_batch_size=2)
     start(FakeModel("a", predict=held), FakeModel("b", predict=held), waits)
-    front.put(jobs(0, "a"))
+    ports.put(jobs(0, "a"))
     held.gate.wait_until_reached()
-    front.put(jobs(1, "waits", enqueued_at=time.monotonic()))
-    front.put(jobs(2, "b"), jobs(3, "a"), jobs(4, "b"), jobs(5, "a"))
-    front.wait_until_all_are_claimed()
+    ports.put(jobs(1, "waits", enqueued_at=time.monotonic()))
+    ports.put(jobs(2, "b"), jobs(3, "a"), jobs(4, "b"), jobs(5, "a"))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(5)
-    assert front.batches == [["a-0"], ["b-2", "b-4"], ["a-3", "a-5"]]
-    front.put(jobs(6, "waits", enqueued_at=time.monotonic()))
-    front.wait_for_outcomes(7)
-    assert front.batches[-1] == ["waits-1", "waits-6"]
+    ports.wait_for_outcomes(5)
+    assert ports.batches == [["a-0"], ["b-2", "b-4"], ["a-3", "a-5"]]
+    ports.put(jobs(6, "waits", enqueued_at=time.monotonic()))
+    ports.wait_for_outcomes(7)
+    assert ports.batches[-1] == ["waits-1", "waits-6"]
 
 
-def test_jobs_that_nobody_wants_any_more_do_not_run(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
-    front.unwanted = {"double-1", "double-3", "double-4"}
+def test_jobs_that_nobody_wants_any_more_do_not_run(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    ports.unwanted = {"double-1", "double-3", "double-4"}
     engine = start(FakeModel(max_batch_size=3))
-    front.put(*jobs.many(0, 1, 2, 3, 4, 5))
-    front.wait_for_outcomes(3)
-    assert front.answers() == {"double-0": 0, "double-2": 4, "double-5": 10}
+    ports.put(*jobs.many(0, 1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(3)
+    assert ports.answers() == {"double-0": 0, "double-2": 4, "double-5": 10}
     assert engine.drain(DEADLINE_S)
     assert engine.stats()["held"] == 0
 
 
-def test_a_batch_that_nobody_wants_any_more_does_not_run(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
-    front.unwanted = {"double-1"}
+def test_a_batch_that_nobody_wants_any_more_does_not_run(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    ports.unwanted = {"double-1"}
     start(FakeModel(max_batch_size=1))
-    front.put(*jobs.many(1, 2))
-    front.wait_for_outcomes(1)
-    assert front.batches == [["double-2"]]
+    ports.put(*jobs.many(1, 2))
+    ports.wait_for_outcomes(1)
+    assert ports.batches == [["double-2"]]
 
 
-def test_jobs_may_come_in_by_another_way_than_a_claim(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_jobs_may_come_in_by_another_way_than_a_claim(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     engine = start(FakeModel(preprocess=abs))
-    engine.submit([])
-    engine.submit(jobs.many(-1, -2))
-    front.wait_for_outcomes(2)
-    assert front.answers() == {"double--1": 2, "double--2": 4}
+    engine.state.submit([])
+    engine.state.submit(jobs.many(-1, -2))
+    ports.wait_for_outcomes(2)
+    assert ports.answers() == {"double--1": 2, "double--2": 4}
 
 
-def test_poking_settles_though_nothing_was_run(start: StartEngine, front: FakeFront) -> None:
-    engine = start(FakeModel())
-    engine.poke()
-    front.wait_for(lambda: front.settlements == 1, "a settlement")
-    assert front.outcomes == []
-
-
-def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_the_figures_tell_what_was_done(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     def fails_for_two(items: list[Any]) -> list[Any]:
         return [ValueError() if item == 2 else item for item in items]
 
     engine = start(FakeModel(predict=fails_for_two, length=lambda item: item, max_batch_size=3))
-    engine.submit(jobs.many(1, 2, 3))
-    front.wait_for_outcomes(3)
+    engine.state.submit(jobs.many(1, 2, 3))
+    ports.wait_for_outcomes(3)
     assert engine.drain(DEADLINE_S)
     assert engine.stats() == {
         "batches": 1,
@@ -163,45 +160,44 @@ def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jo
         "padding_share": 0.3333,
         "device_waited_share": 0.0,
     }
-    figures = engine.figures("double")
+    figures = engine.task_stats("double")
     assert figures["closed_by"] == {"full": 1}
     assert figures["run_ms"] > 0
-    assert list(figures["cost_ms"]) == ["3x3"]
 
 
-def test_a_running_batch_is_known_and_has_its_times(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_running_batch_is_known_and_has_its_times(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     times = iter(range(1000))
     held = Held()
     engine = start(FakeModel(predict=held), clock=lambda: float(next(times)))
-    assert engine.running == []
-    front.put(jobs(1))
+    assert engine.state.running == []
+    ports.put(jobs(1))
     held.gate.wait_until_reached()
-    assert ids(engine.running) == ["double-1"]
+    assert ids(engine.state.running) == ["double-1"]
     held.gate.open()
-    (outcome,) = front.wait_for_outcomes(1)
+    (outcome,) = ports.wait_for_outcomes(1)
     assert outcome.batch is not None
     assert 0 < outcome.batch.started_at < outcome.batch.finished_at
     assert engine.drain(DEADLINE_S)
-    assert engine.running == []
+    assert engine.state.running == []
 
 
 def test_an_engine_counts_as_hung_while_a_batch_exceeds_its_time_limit(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     now = [1000.0]
     held = Held()
     engine = start(FakeModel(predict=held, batch_time_limit_s=30), clock=lambda: now[0])
-    assert not engine.hung
-    front.put(jobs(1))
+    assert not engine.state.hung
+    ports.put(jobs(1))
     held.gate.wait_until_reached()
     now[0] += 30
-    assert not engine.hung
+    assert not engine.state.hung
     now[0] += 0.1
-    assert engine.hung
+    assert engine.state.hung
     held.gate.open()
-    front.wait_for_outcomes(1)
+    ports.wait_for_outcomes(1)
     assert engine.drain(DEADLINE_S)
-    assert not engine.hung
+    assert not engine.state.hung
 
 
 # -- One job's failure is its own --------------------------------------------------------------------------------------
@@ -224,29 +220,29 @@ ERRORS = [ValueError("bad"), SystemExit(3), KeyboardInterrupt(), StopIteration()
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("hook", ["preprocess", "length", "postprocess"])
 def test_what_a_per_item_hook_raises_fails_that_job_alone(
-    hook: str, error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+    hook: str, error: BaseException, start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     hooks: dict[str, Any] = {hook: fails_for(6 if hook == "postprocess" else 3, error)}
     start(FakeModel(**hooks))
-    front.put(*jobs.many(1, 2, 3, 4, 5))
-    front.wait_for_outcomes(5)
-    assert front.answers() == {"double-1": 2, "double-2": 4, "double-3": error, "double-4": 8, "double-5": 10}
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
+    assert ports.answers() == {"double-1": 2, "double-2": 4, "double-3": error, "double-4": 8, "double-5": 10}
 
 
 @pytest.mark.parametrize("error", [*ERRORS, MemoryError()], ids=repr)
 def test_what_the_model_raises_for_one_item_fails_that_job_alone(
-    error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+    error: BaseException, start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     check = fails_for(3, error)
     start(FakeModel(predict=lambda items: [check(item) for item in items]))
-    front.put(*jobs.many(1, 2, 3, 4, 5))
-    front.wait_for_outcomes(5)
-    assert front.answers() == {"double-1": 1, "double-2": 2, "double-3": error, "double-4": 4, "double-5": 5}
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
+    assert ports.answers() == {"double-1": 1, "double-2": 2, "double-3": error, "double-4": 4, "double-5": 5}
 
 
 @pytest.mark.parametrize("hook", ["preprocess", "predict", "postprocess"])
 def test_an_exception_that_is_returned_fails_that_job_alone(
-    hook: str, start: StartEngine, front: FakeFront, jobs: Jobs
+    hook: str, start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     bad = ValueError("no number")
 
@@ -257,10 +253,10 @@ def test_an_exception_that_is_returned_fails_that_job_alone(
     if hook == "predict":
         hooks["predict"] = lambda items: [judge(item) for item in items]
     start(FakeModel(**hooks))
-    front.put(*jobs.many(1, 2, 3, 4))
-    front.wait_for_outcomes(4)
-    assert front.answers() == {"double-1": 1, "double-2": 2, "double-3": bad, "double-4": 4}
-    assert next(outcome for outcome in front.outcomes if outcome.job.id == "double-3").error is bad
+    ports.put(*jobs.many(1, 2, 3, 4))
+    ports.wait_for_outcomes(4)
+    assert ports.answers() == {"double-1": 1, "double-2": 2, "double-3": bad, "double-4": 4}
+    assert next(outcome for outcome in ports.outcomes if outcome.job.id == "double-3").error is bad
 
 
 class Shapes:
@@ -280,22 +276,22 @@ class Shapes:
     "shape_class", [lambda item: [0, 1 // (item - 3)][0], lambda item: [3] if item == 3 else 0], ids=["raises", "list"]
 )
 def test_a_shape_class_that_cannot_be_told_or_compared_fails_that_job_alone(
-    shape_class: Callable[[Any], Any], start: StartEngine, front: FakeFront, jobs: Jobs
+    shape_class: Callable[[Any], Any], start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     start(FakeModel(batcher=Shapes(shape_class)))
-    front.put(*jobs.many(1, 2, 3, 4))
-    front.wait_for_outcomes(4)
-    bad = front.answers().pop("double-3")
+    ports.put(*jobs.many(1, 2, 3, 4))
+    ports.wait_for_outcomes(4)
+    bad = ports.answers().pop("double-3")
     assert isinstance(bad, ZeroDivisionError | TypeError)
-    assert [outcome.value for outcome in front.outcomes if outcome.error is None] == [2, 4, 8]
+    assert [outcome.value for outcome in ports.outcomes if outcome.error is None] == [2, 4, 8]
 
 
-def test_shape_classes_run_apart(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_shape_classes_run_apart(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     start(FakeModel(predict=held, batcher=Shapes(lambda item: item % 2)))
     held.gate.open()
-    front.put(*jobs.many(1, 2, 3, 4, 5))
-    front.wait_for_outcomes(5)
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
     assert held.batches == [[1, 3, 5], [2, 4]]
 
 
@@ -307,40 +303,40 @@ class Miscounting(FakeModel):
         return items * 2 if items == [3] else items[: len(items) // 2 + 1]
 
 
-def test_a_wrong_number_of_items_never_shifts_them(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_wrong_number_of_items_never_shifts_them(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     start(Miscounting())
-    front.put(*jobs.many(1, 2, 3, 4, 5))
-    front.wait_for_outcomes(5)
-    answers = front.answers()
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
+    answers = ports.answers()
     assert isinstance(answers.pop("double-3"), ValueError)
     assert answers == {"double-1": 2, "double-2": 4, "double-4": 8, "double-5": 10}
 
 
 def test_too_few_outputs_are_an_error_for_those_that_lack_one_and_never_a_shift(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     start(FakeModel(predict=lambda items: [item for item in items if item != 3]))
-    front.put(*jobs.many(1, 2, 3, 4, 5))
-    front.wait_for_outcomes(5)
-    answers = front.answers()
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
+    answers = ports.answers()
     assert isinstance(answers.pop("double-3"), OutputMismatch)
     assert answers == {"double-1": 1, "double-2": 2, "double-4": 4, "double-5": 5}
 
 
 def test_outcomes_that_cannot_be_stored_hold_up_nobody_else(
-    start: StartEngine, front: FakeFront, jobs: Jobs, caplog: pytest.LogCaptureFixture
+    start: StartEngine, ports: FakePorts, jobs: Jobs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front.failing = {"settle": ConnectionError("gone")}
+    ports.failing = {"settle": ConnectionError("gone")}
     engine = start(FakeModel(max_batch_size=1))
     for value in (1, 2):
-        front.put(jobs(value))
-        front.wait_for_outcomes(value)
+        ports.put(jobs(value))
+        ports.wait_for_outcomes(value)
     assert engine.drain(DEADLINE_S)
-    assert front.broken_by == []
+    assert ports.broken_by == []
     assert "1 outcomes could not be stored" in caplog.text
 
 
-def test_results_that_wait_to_be_stored_hold_up_the_device(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_results_that_wait_to_be_stored_hold_up_the_device(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     gate = Gate()
 
     def postprocess(output: int) -> int:
@@ -348,19 +344,19 @@ def test_results_that_wait_to_be_stored_hold_up_the_device(start: StartEngine, f
         return output
 
     engine = start(FakeModel(postprocess=postprocess, max_batch_size=40, look_ahead=4))
-    front.put(*jobs.many(*range(200)))
-    front.wait_until_all_are_claimed()
-    front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
-    waiting = 200 - sum(map(len, front.batches))
+    ports.put(*jobs.many(*range(200)))
+    ports.wait_until_all_are_claimed()
+    ports.wait_for(lambda: len(ports.batches) == 2, "the results of two batches wait")
+    waiting = 200 - sum(map(len, ports.batches))
     drained = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.given_back, "what has not run is given back")
-    assert ids(front.given_back) == [f"double-{n}" for n in range(200 - waiting, 200)]
+    ports.wait_for(lambda: ports.given_back, "what has not run is given back")
+    assert ids(ports.given_back) == [f"double-{n}" for n in range(200 - waiting, 200)]
     gate.open()
     assert drained.result(DEADLINE_S)
-    assert front.answers() == {f"double-{n}": 2 * n for n in range(200 - waiting)}
+    assert ports.answers() == {f"double-{n}": 2 * n for n in range(200 - waiting)}
 
 
-def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     gate = Gate()
 
     def postprocess(output: int) -> int:
@@ -368,21 +364,23 @@ def test_what_has_come_meanwhile_is_settled_in_one_step(start: StartEngine, fron
         return output
 
     engine = start(FakeModel("one", postprocess=postprocess, max_batch_size=1), FakeModel("two", max_batch_size=2))
-    front.put(jobs(1, task="one"))
+    ports.put(jobs(1, task="one"))
     gate.wait_until_reached()
-    front.put(jobs(2, task="two"))
-    front.wait_for(lambda: len(front.batches) == 2, "the next batch runs")
-    wait_until(lambda: not engine.running, "it is through")
-    engine.poke()
+    ports.put(jobs(2, task="two"))
+    ports.wait_for(lambda: len(ports.batches) == 2, "the next batch runs")
+    wait_until(lambda: not engine.state.running, "it is through")
+    ports.put(jobs(3, task="two"))
+    ports.wait_for(lambda: len(ports.batches) == 3, "one more runs")
+    wait_until(lambda: not engine.state.running, "it is through")
     gate.open()
-    front.wait_for_outcomes(2)
+    ports.wait_for_outcomes(3)
     assert engine.drain(DEADLINE_S)
-    assert front.answers() == {"one-1": 2, "two-2": 4}
-    assert front.settlements == 2, "the second batch and the poke make one"
+    assert ports.answers() == {"one-1": 2, "two-2": 4, "two-3": 6}
+    assert ports.settlements == 2, "the second and the third batch are settled together"
 
 
 def test_large_batches_that_take_no_time_are_settled_where_they_ran(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     threads: set[str] = set()
 
@@ -391,13 +389,13 @@ def test_large_batches_that_take_no_time_are_settled_where_they_ran(
         return output
 
     start(FakeModel(postprocess=postprocess, max_batch_size=64), clock=lambda: 0.0)
-    front.put(*jobs.many(*range(640)))
-    front.wait_for_outcomes(640)
+    ports.put(*jobs.many(*range(640)))
+    ports.wait_for_outcomes(640)
     assert "batchery-device" in threads
-    assert front.answers() == {f"double-{n}": 2 * n for n in range(640)}
+    assert ports.answers() == {f"double-{n}": 2 * n for n in range(640)}
 
 
-def test_the_device_goes_on_when_results_are_stored(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_the_device_goes_on_when_results_are_stored(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     gate = Gate()
 
     def postprocess(output: int) -> int:
@@ -405,36 +403,36 @@ def test_the_device_goes_on_when_results_are_stored(start: StartEngine, front: F
         return output
 
     start(FakeModel(postprocess=postprocess, max_batch_size=40, look_ahead=4))
-    front.put(*jobs.many(*range(200)))
-    front.wait_until_all_are_claimed()
-    front.wait_for(lambda: len(front.batches) == 2, "the results of two batches wait")
+    ports.put(*jobs.many(*range(200)))
+    ports.wait_until_all_are_claimed()
+    ports.wait_for(lambda: len(ports.batches) == 2, "the results of two batches wait")
     gate.open()
-    front.wait_for_outcomes(200)
-    assert front.answers() == {f"double-{n}": 2 * n for n in range(200)}
+    ports.wait_for_outcomes(200)
+    assert ports.answers() == {f"double-{n}": 2 * n for n in range(200)}
 
 
 # -- Draining ----------------------------------------------------------------------------------------------------------
 
 
 def test_draining_gives_back_what_waits_in_order_and_finishes_what_runs(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held = Held()
     engine = start(FakeModel(predict=held, max_batch_size=2))
-    front.put(*jobs.many(*range(7)))
+    ports.put(*jobs.many(*range(7)))
     held.gate.wait_until_reached()
     done = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: len(front.given_back) == 5, "five are given back")
+    ports.wait_for(lambda: len(ports.given_back) == 5, "five are given back")
     assert not done.done()
     held.gate.open()
     assert done.result(DEADLINE_S)
-    assert ids(front.given_back) == [f"double-{n}" for n in range(2, 7)]
-    assert front.answers() == {"double-0": 0, "double-1": 2}
+    assert ids(ports.given_back) == [f"double-{n}" for n in range(2, 7)]
+    assert ports.answers() == {"double-0": 0, "double-1": 2}
     assert engine.stats()["held"] == 0
 
 
 def test_draining_gives_back_what_is_in_preparation_together_with_what_waits_and_in_order(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held, gate = Held(), Gate()
 
@@ -444,48 +442,48 @@ def test_draining_gives_back_what_is_in_preparation_together_with_what_waits_and
         return item
 
     engine = start(FakeModel(predict=held, preprocess=preprocess), options=WorkerOptions(preprocess_threads=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3, 4))
+    ports.put(*jobs.many(1, 2, 3, 4))
     gate.wait_until_reached()
     done = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.interrupted, "the drain has begun")
+    ports.wait_for(lambda: ports.interrupted, "the drain has begun")
     gate.open()
-    front.wait_for(lambda: len(front.given_back) == 4, "four are given back")
-    assert ids(front.given_back) == [f"double-{n}" for n in (1, 2, 3, 4)]
+    ports.wait_for(lambda: len(ports.given_back) == 4, "four are given back")
+    assert ids(ports.given_back) == [f"double-{n}" for n in (1, 2, 3, 4)]
     held.gate.open()
     assert done.result(DEADLINE_S)
 
 
-def test_what_was_claimed_while_the_drain_began_is_given_back(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_what_was_claimed_while_the_drain_began_is_given_back(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     engine = start(FakeModel(preprocess=abs))
-    front.may_claim.clear()
-    front.put(*jobs.many(1, 2))
-    front.wait_for(lambda: front.claimed, "they are claimed")
+    ports.may_claim.clear()
+    ports.put(*jobs.many(1, 2))
+    ports.wait_for(lambda: ports.claimed, "they are claimed")
     done = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.interrupted, "the drain has begun")
-    front.may_claim.set()
+    ports.wait_for(lambda: ports.interrupted, "the drain has begun")
+    ports.may_claim.set()
     assert done.result(DEADLINE_S)
-    assert sorted(ids(front.given_back)) == ["double-1", "double-2"]
-    assert front.outcomes == []
+    assert sorted(ids(ports.given_back)) == ["double-1", "double-2"]
+    assert ports.outcomes == []
 
 
-def test_a_drain_gives_up_on_a_model_that_hangs(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_drain_gives_up_on_a_model_that_hangs(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held = Held()
     engine = start(FakeModel(predict=held, max_batch_size=1))
-    front.put(*jobs.many(1, 2))
+    ports.put(*jobs.many(1, 2))
     held.gate.wait_until_reached()
     assert not engine.drain(0.01)
-    assert ids(front.given_back) == ["double-2"]
-    assert ids(engine.running) == ["double-1"]
+    assert ids(ports.given_back) == ["double-2"]
+    assert ids(engine.state.running) == ["double-1"]
     held.gate.open()
-    front.wait_for_outcomes(1)
+    ports.wait_for_outcomes(1)
     wait_until_gone(*engine_threads())
     assert engine.drain(DEADLINE_S)
 
 
 def test_a_drain_gives_up_on_a_preprocess_that_hangs_but_gives_back_what_waits(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held, gate = Held(), Gate()
 
@@ -495,38 +493,46 @@ def test_a_drain_gives_up_on_a_preprocess_that_hangs_but_gives_back_what_waits(
         return item
 
     engine = start(FakeModel(predict=held, preprocess=preprocess, max_batch_size=1))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(jobs(1))
+    ports.put(jobs(1))
     gate.wait_until_reached()
-    front.put(jobs(2))
-    front.wait_until_all_are_claimed()
+    ports.put(jobs(2))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(1)
+    ports.wait_for_outcomes(1)
     assert not engine.drain(0.01)
     gate.open()
-    front.wait_for(lambda: len(front.given_back) + len(front.outcomes) == 3, "each is given back or answered")
-    assert "double-1" in ids(front.given_back)
+    ports.wait_for(lambda: len(ports.given_back) + len(ports.outcomes) == 3, "each is given back or answered")
+    assert "double-1" in ids(ports.given_back)
 
 
-def test_a_drained_engine_gives_back_what_is_submitted_to_it(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_drained_engine_takes_nothing_that_is_submitted_to_it(
+    start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
     engine = start(FakeModel("quick"), FakeModel("slow", preprocess=abs))
     assert engine.drain(DEADLINE_S)
-    engine.submit([jobs(1, "quick"), jobs(2, "slow")])
-    assert ids(front.given_back) == ["quick-1", "slow-2"]
+    assert not engine.state.submit([jobs(1, "quick"), jobs(2, "slow")])
     assert engine.stats()["held"] == 0
 
 
-def test_draining_twice_does_no_harm(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_what_was_submitted_and_is_not_prepared_goes_back_when_the_engine_drains(ports: FakePorts, jobs: Jobs) -> None:
+    engine = engine_of(FakeModel(preprocess=abs), ports)
+    assert engine.state.submit(jobs.many(1, 2))
+    assert engine.drain(DEADLINE_S)
+    assert ids(ports.given_back) == ["double-1", "double-2"]
+
+
+def test_draining_twice_does_no_harm(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     engine = start(FakeModel(preprocess=abs))
-    front.put(jobs(1))
-    front.wait_for_outcomes(1)
+    ports.put(jobs(1))
+    ports.wait_for_outcomes(1)
     assert engine.drain(DEADLINE_S)
     assert engine_threads() == []
     assert engine.drain(DEADLINE_S)
 
 
-def test_draining_from_two_threads_gives_back_every_job_once(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_draining_from_two_threads_gives_back_every_job_once(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held, gate = Held(), Gate()
 
     def preprocess(item: int) -> int:
@@ -535,35 +541,35 @@ def test_draining_from_two_threads_gives_back_every_job_once(start: StartEngine,
         return item
 
     engine = start(FakeModel(predict=held, preprocess=preprocess))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(jobs(1))
+    ports.put(jobs(1))
     gate.wait_until_reached()
-    front.put(*jobs.many(2, 3, 4))
-    front.wait_until_all_are_claimed()
+    ports.put(*jobs.many(2, 3, 4))
+    ports.wait_until_all_are_claimed()
     first = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.interrupts == 1, "the first drain has begun")
+    ports.wait_for(lambda: ports.interrupts == 1, "the first drain has begun")
     second = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.interrupts == 2, "the second drain has begun")
+    ports.wait_for(lambda: ports.interrupts == 2, "the second drain has begun")
     gate.open()
     held.gate.open()
     assert first.result(DEADLINE_S)
     assert second.result(DEADLINE_S)
-    assert sorted(ids(front.given_back)) == [f"double-{n}" for n in (1, 2, 3, 4)]
+    assert sorted(ids(ports.given_back)) == [f"double-{n}" for n in (1, 2, 3, 4)]
 
 
-def test_an_engine_that_was_not_started_can_be_drained(front: FakeFront) -> None:
-    assert Engine({"double": FakeModel()}, front, WorkerOptions()).drain(DEADLINE_S)
+def test_an_engine_that_was_not_started_can_be_drained(ports: FakePorts) -> None:
+    assert engine_of(FakeModel(), ports).drain(DEADLINE_S)
 
 
-def test_a_model_that_cannot_be_loaded_says_so_before_anything_is_claimed(front: FakeFront) -> None:
+def test_a_model_that_cannot_be_loaded_says_so_before_anything_is_claimed(ports: FakePorts) -> None:
     class Broken(FakeModel):
         def ensure_loaded(self, device: str = "auto") -> str:
             raise OSError("no weights")
 
     with pytest.raises(OSError, match="no weights"):
-        Engine({"double": Broken()}, front, WorkerOptions()).load()
-    assert front.rooms == []
+        engine_of(Broken(), ports).load()
+    assert ports.limits == []
 
 
 # -- When the engine itself breaks -------------------------------------------------------------------------------------
@@ -572,15 +578,15 @@ def test_a_model_that_cannot_be_loaded_says_so_before_anything_is_claimed(front:
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(2)], ids=repr)
 @pytest.mark.parametrize("method", ["claim", "drop_cancelled", "started"])
 def test_a_front_that_raises_is_told_that_the_engine_is_broken(
-    method: str, error: BaseException, start: StartEngine, front: FakeFront, jobs: Jobs
+    method: str, error: BaseException, start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
-    front.failing = {method: error}
+    ports.failing = {method: error}
     engine = start(FakeModel(max_batch_size=1))
-    front.put(*jobs.many(1, 2))
-    front.wait_for(lambda: front.broken_by, "the front is told")
-    assert repr(error) in repr(front.broken_by)
+    ports.put(*jobs.many(1, 2))
+    ports.wait_for(lambda: ports.broken_by, "the ports is told")
+    assert repr(error) in repr(ports.broken_by)
     engine.drain(DEADLINE_S)
-    assert len(front.given_back) + len(front.line) == (2 if method == "claim" else 1)
+    assert len(ports.given_back) + len(ports.line) == (2 if method == "claim" else 1)
 
 
 class BrokenPlanner:
@@ -597,52 +603,52 @@ class BrokenPlanner:
 
 
 def test_a_planner_that_raises_breaks_the_engine_instead_of_hanging_it(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     engine = start(FakeModel(), planners={"double": BrokenPlanner()})
-    front.put(*jobs.many(1, 2))
-    front.wait_for(lambda: front.broken_by, "the front is told")
-    assert isinstance(front.broken_by[0], ZeroDivisionError)
+    ports.put(*jobs.many(1, 2))
+    ports.wait_for(lambda: ports.broken_by, "the ports is told")
+    assert isinstance(ports.broken_by[0], ZeroDivisionError)
     assert engine.drain(DEADLINE_S)
-    assert ids(front.given_back) == ["double-1", "double-2"]
+    assert ids(ports.given_back) == ["double-1", "double-2"]
 
 
 def test_the_running_batch_still_finishes_when_claiming_breaks(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held = Held()
     engine = start(FakeModel(predict=held, max_batch_size=1))
-    front.put(*jobs.many(1, 2))
+    ports.put(*jobs.many(1, 2))
     held.gate.wait_until_reached()
-    front.failing = {"claim": RuntimeError("broken")}
-    front.put(jobs(3))
-    front.wait_for(lambda: front.broken_by, "the front is told")
+    ports.failing = {"claim": RuntimeError("broken")}
+    ports.put(jobs(3))
+    ports.wait_for(lambda: ports.broken_by, "the ports is told")
     done = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: len(front.given_back) == 2, "the others are given back")
+    ports.wait_for(lambda: len(ports.given_back) == 2, "the others are given back")
     held.gate.open()
     assert done.result(DEADLINE_S)
-    assert front.answers() == {"double-1": 2}
+    assert ports.answers() == {"double-1": 2}
 
 
 def test_a_drain_does_not_wait_for_outcomes_that_nobody_settles_any_more(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
-    front.failing = {"settle": SystemExit(1)}
+    ports.failing = {"settle": SystemExit(1)}
     engine = start(FakeModel())
-    front.put(jobs(1))
-    front.wait_for(lambda: front.broken_by, "the front is told")
-    assert isinstance(front.broken_by[0], BatchFailed)
+    ports.put(jobs(1))
+    ports.wait_for(lambda: ports.broken_by, "the ports is told")
+    assert isinstance(ports.broken_by[0], BatchFailed)
     assert not engine.drain(1e6)
 
 
-def test_a_broken_engine_claims_nothing_more(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
-    front.failing = {"started": RuntimeError("broken")}
+def test_a_broken_engine_claims_nothing_more(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    ports.failing = {"started": RuntimeError("broken")}
     start(FakeModel(max_batch_size=1))
     (claim_thread,) = [thread for thread in engine_threads() if thread.name == "batchery-claim"]
-    front.put(jobs(1))
+    ports.put(jobs(1))
     wait_until_gone(claim_thread)
-    front.put(jobs(2))
-    assert ids(front.claimed) == ["double-1"]
+    ports.put(jobs(2))
+    assert ids(ports.claimed) == ["double-1"]
 
 
 # -- While a batch runs ------------------------------------------------------------------------------------------------
@@ -675,61 +681,61 @@ class Recorded:
 @pytest.fixture
 def ahead(start: StartEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeModel], Engine]:
     """An engine that believes that any batch runs long enough for the next one to be put together meanwhile."""
-    monkeypatch.setattr("batchery.worker.engine.scheduler._WORTH_COLLATING_AHEAD_S", 0.0)
+    monkeypatch.setattr("batchery.worker.tuning.WORTH_COLLATING_AHEAD_S", 0.0)
     return start
 
 
-def test_the_next_batch_is_put_together_while_one_runs(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_the_next_batch_is_put_together_while_one_runs(ahead: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held, batcher = Held(), Recorded()
     engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3))
+    ports.put(*jobs.many(1, 2, 3))
     batcher.wait_for([0], [1, 2])
     assert held.batches == [[0]]
-    assert ids(engine.running) == ["double-0"]
+    assert ids(engine.state.running) == ["double-0"]
     held.gate.open()
-    front.wait_for_outcomes(4)
-    assert front.answers() == {f"double-{n}": n * 2 for n in range(4)}
+    ports.wait_for_outcomes(4)
+    assert ports.answers() == {f"double-{n}": n * 2 for n in range(4)}
     batcher.wait_for([0], [1, 2], [3])
 
 
 def test_what_was_put_together_ahead_goes_back_in_order_when_the_engine_drains(
-    ahead: StartEngine, front: FakeFront, jobs: Jobs
+    ahead: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held, batcher = Held(), Recorded()
     engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3))
+    ports.put(*jobs.many(1, 2, 3))
     batcher.wait_for([0], [1, 2])
-    front.wait_until_all_are_claimed()
+    ports.wait_until_all_are_claimed()
     drained = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: len(front.given_back) == 3, "what does not run is given back")
+    ports.wait_for(lambda: len(ports.given_back) == 3, "what does not run is given back")
     held.gate.open()
     assert drained.result(DEADLINE_S)
-    assert ids(front.given_back) == ["double-1", "double-2", "double-3"]
-    assert front.answers() == {"double-0": 0}
+    assert ids(ports.given_back) == ["double-1", "double-2", "double-3"]
+    assert ports.answers() == {"double-0": 0}
 
 
-def test_what_is_being_put_together_goes_back_in_order_too(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_what_is_being_put_together_goes_back_in_order_too(ahead: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held, batcher = Held(), Recorded()
     engine = ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
     batcher.gate = Gate()
-    front.put(*jobs.many(1, 2, 3))
+    ports.put(*jobs.many(1, 2, 3))
     batcher.wait_for([0], [1, 2])
-    front.wait_until_all_are_claimed()
+    ports.wait_until_all_are_claimed()
     drained = in_background(engine.drain, DEADLINE_S)
-    front.wait_for(lambda: front.interrupts, "the engine drains")
+    ports.wait_for(lambda: ports.interrupts, "the engine drains")
     batcher.gate.open()
     held.gate.open()
     assert drained.result(DEADLINE_S)
-    assert ids(front.given_back) == ["double-1", "double-2", "double-3"]
+    assert ids(ports.given_back) == ["double-1", "double-2", "double-3"]
 
 
-def test_what_cannot_be_put_together_ahead_fails_alone(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_what_cannot_be_put_together_ahead_fails_alone(ahead: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     class Picky(Recorded):
         def batch(self, items: Sequence[Any]) -> tuple[list[Any], None]:
             if 2 in items:
@@ -738,74 +744,74 @@ def test_what_cannot_be_put_together_ahead_fails_alone(ahead: StartEngine, front
 
     held = Held()
     ahead(FakeModel(predict=held, batcher=Picky(), max_batch_size=3))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3))
-    front.wait_until_all_are_claimed()
+    ports.put(*jobs.many(1, 2, 3))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(4)
-    answers = front.answers()
+    ports.wait_for_outcomes(4)
+    answers = ports.answers()
     assert isinstance(answers.pop("double-2"), ValueError)
     assert answers == {"double-0": 0, "double-1": 2, "double-3": 6}
 
 
 def test_nobody_wants_what_is_put_together_and_so_it_does_not_run(
-    ahead: StartEngine, front: FakeFront, jobs: Jobs
+    ahead: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held = Held()
-    front.unwanted = {"double-1", "double-2"}
+    ports.unwanted = {"double-1", "double-2"}
     ahead(FakeModel(predict=held, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, 3))
-    front.wait_until_all_are_claimed()
+    ports.put(*jobs.many(1, 2, 3))
+    ports.wait_until_all_are_claimed()
     held.gate.open()
-    front.wait_for_outcomes(2)
+    ports.wait_for_outcomes(2)
     assert held.batches == [[0], [3]]
 
 
 def test_a_batch_that_may_still_grow_is_not_put_together_ahead(
-    ahead: StartEngine, front: FakeFront, jobs: Jobs
+    ahead: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held, batcher = Held(), Recorded()
     ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=3))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
     for value in (1, 2):
-        front.put(jobs(value))
-        front.wait_until_all_are_claimed()
+        ports.put(jobs(value))
+        ports.wait_until_all_are_claimed()
     assert batcher.collated == [[0]]
-    front.put(jobs(3))
+    ports.put(jobs(3))
     batcher.wait_for([0], [1, 2, 3])
     held.gate.open()
 
 
-def test_a_more_urgent_job_opens_what_was_put_together(ahead: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_more_urgent_job_opens_what_was_put_together(ahead: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     held, batcher = Held(), Recorded()
     ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2, max_age_ms=float("inf")))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2, priority=9))
+    ports.put(*jobs.many(1, 2, priority=9))
     batcher.wait_for([0], [1, 2])
-    front.put(jobs(3, priority=0))
+    ports.put(jobs(3, priority=0))
     batcher.wait_for([0], [1, 2], [3, 1])
     held.gate.open()
-    front.wait_for_outcomes(4)
+    ports.wait_for_outcomes(4)
     assert held.batches == [[0], [3, 1], [2]]
 
 
 def test_what_nobody_wants_any_more_is_left_out_of_what_was_put_together(
-    ahead: StartEngine, front: FakeFront, jobs: Jobs
+    ahead: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     held, batcher = Held(), Recorded()
     ahead(FakeModel(predict=held, batcher=batcher, max_batch_size=2))
-    front.put(jobs(0))
+    ports.put(jobs(0))
     held.gate.wait_until_reached()
-    front.put(*jobs.many(1, 2))
+    ports.put(*jobs.many(1, 2))
     batcher.wait_for([0], [1, 2])
-    front.unwanted = {"double-1"}
+    ports.unwanted = {"double-1"}
     held.gate.open()
-    front.wait_for_outcomes(2)
+    ports.wait_for_outcomes(2)
     assert held.batches == [[0], [2]]
 
 
@@ -813,7 +819,7 @@ def test_what_nobody_wants_any_more_is_left_out_of_what_was_put_together(
 
 
 def test_a_batch_that_does_not_fit_into_memory_runs_in_parts_and_only_once(
-    start: StartEngine, front: FakeFront, jobs: Jobs
+    start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     sizes: list[int] = []
 
@@ -824,16 +830,16 @@ def test_a_batch_that_does_not_fit_into_memory_runs_in_parts_and_only_once(
         return items
 
     engine = start(FakeModel(predict=predict, max_batch_size=8))
-    front.put(*jobs.many(*range(8)))
-    front.wait_for_outcomes(8)
-    front.put(*jobs.many(*range(8, 40)))
-    front.wait_for_outcomes(40)
-    assert all(outcome.error is None for outcome in front.outcomes)
-    assert engine.figures("double")["out_of_memory"] == sum(size > 4 for size in sizes)
-    assert engine.figures("double")["token_ceiling"] is not None
+    ports.put(*jobs.many(*range(8)))
+    ports.wait_for_outcomes(8)
+    ports.put(*jobs.many(*range(8, 40)))
+    ports.wait_for_outcomes(40)
+    assert all(outcome.error is None for outcome in ports.outcomes)
+    assert engine.task_stats("double")["out_of_memory"] == sum(size > 4 for size in sizes)
+    assert engine.task_stats("double")["token_ceiling"] is not None
 
 
-def test_a_job_that_fits_only_into_freed_memory_does_not_fail(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_job_that_fits_only_into_freed_memory_does_not_fail(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     tries: list[Any] = []
 
     def predict(items: list[Any]) -> list[Any]:
@@ -843,20 +849,20 @@ def test_a_job_that_fits_only_into_freed_memory_does_not_fail(start: StartEngine
         return items
 
     start(FakeModel(predict=predict))
-    front.put(jobs(1))
-    front.wait_for_outcomes(1)
-    assert front.answers() == {"double-1": 1}
+    ports.put(jobs(1))
+    ports.wait_for_outcomes(1)
+    assert ports.answers() == {"double-1": 1}
 
 
-def test_a_lost_device_is_no_failure_of_the_jobs(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_a_lost_device_is_no_failure_of_the_jobs(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     def predict(items: list[Any]) -> list[Any]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     engine = start(FakeModel(predict=predict))
-    front.put(jobs(1))
-    front.wait_for(lambda: front.broken_by, "the front learns that nothing will be served any more")
+    ports.put(jobs(1))
+    ports.wait_for(lambda: ports.broken_by, "the ports learns that nothing will be served any more")
     assert not engine.drain(DEADLINE_S)
-    assert front.outcomes == []
+    assert ports.outcomes == []
 
 
 # -- Warm-up -----------------------------------------------------------------------------------------------------------
@@ -867,21 +873,22 @@ def with_examples(model: FakeModel, *examples: Any) -> FakeModel:
     return model
 
 
-def test_examples_are_measured_before_work_is_taken(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_examples_are_measured_before_work_is_taken(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     batches: list[list[Any]] = []
 
     def predict(items: list[Any]) -> list[Any]:
-        assert not front.claimed
+        assert not ports.claimed
         batches.append(items)
         return items
 
     engine = start(with_examples(FakeModel(predict=predict, length=len, max_batch_size=16), "a" * 8, "b" * 32))
     assert [batches[0], batches[5]] == [["a" * 8], ["b" * 32] * 16]
     assert {(len(items), len(items[0])) for items in batches} == {(n, length) for n in (1, 4, 16) for length in (8, 32)}
-    assert set(engine.figures("double")["cost_ms"]) >= {"1x8", "16x32"}
+    cost = engine.state.tasks["double"].cost
+    assert cost(1, 8) != CostModel(16)(1, 8), "the costs are learned"
 
 
-def test_one_long_example_is_cropped_where_the_batcher_can(start: StartEngine, front: FakeFront) -> None:
+def test_one_long_example_is_cropped_where_the_batcher_can(start: StartEngine, ports: FakePorts) -> None:
     shapes: set[tuple[int, ...]] = set()
 
     def predict(batch: Any) -> Any:
@@ -892,7 +899,7 @@ def test_one_long_example_is_cropped_where_the_batcher_can(start: StartEngine, f
     assert shapes >= {(4, 64), (1, 8), (1, 64), (4, 8)}
 
 
-def test_warming_up_takes_the_time_it_may_and_no_more(start: StartEngine, front: FakeFront) -> None:
+def test_warming_up_takes_the_time_it_may_and_no_more(start: StartEngine, ports: FakePorts) -> None:
     times = iter(range(0, 100_000, 4))
     runs: list[Any] = []
 
@@ -907,14 +914,14 @@ def test_warming_up_takes_the_time_it_may_and_no_more(start: StartEngine, front:
     assert len(runs) < 4
 
 
-def test_an_example_too_large_for_the_memory_lowers_the_ceiling(start: StartEngine, front: FakeFront) -> None:
+def test_an_example_too_large_for_the_memory_lowers_the_ceiling(start: StartEngine, ports: FakePorts) -> None:
     def predict(items: list[Any]) -> list[Any]:
         if len(items) > 4:
             raise MemoryError
         return items
 
     engine = start(with_examples(FakeModel(predict=predict, max_batch_size=16), 1))
-    ceiling = engine.figures("double")["token_ceiling"]
+    ceiling = engine.task_stats("double")["token_ceiling"]
     assert 1 <= ceiling < 16
 
 
@@ -927,7 +934,7 @@ def fail(_: Any) -> Any:
 
 
 @pytest.mark.parametrize("model", [FakeModel(preprocess=answer_with_an_error), FakeModel(predict=fail)])
-def test_an_engine_whose_examples_cannot_be_run_does_not_start(model: FakeModel, front: FakeFront) -> None:
-    engine = Engine({"double": with_examples(model, 1)}, front, WorkerOptions())
+def test_an_engine_whose_examples_cannot_be_run_does_not_start(model: FakeModel, ports: FakePorts) -> None:
+    engine = engine_of(with_examples(model, 1), ports)
     with pytest.raises(BatchFailed, match=r"Task double: .*example.*the text is too long"):
         engine.load()
