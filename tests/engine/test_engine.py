@@ -24,7 +24,7 @@ from tests.support.fakes import (
     in_background,
     wait_until_gone,
 )
-from tests.support.services import wait_until
+from tests.support.waiting import wait_until
 
 StartEngine = Callable[..., Engine]
 
