@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,9 +10,7 @@ import pytest
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine, EngineState
 
-from tests.support.fakes import DEADLINE_S, FakeModel, FakePorts, Jobs, engine_threads, wait_until_gone
-
-StartEngine = Callable[..., Engine]
+from tests.support.fakes import DEADLINE_S, FakeModel, FakePorts, Jobs, StartEngine, engine_threads, wait_until_gone
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The engine's threads, between a ports and models that the test holds up as it likes."""
+"""The engine's threads, between ports and models that the test holds up as it likes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from tests.support.fakes import (
     Gate,
     Held,
     Jobs,
+    StartEngine,
     engine_threads,
     in_background,
     wait_until_gone,
 )
-from tests.support.services import wait_until
-
-StartEngine = Callable[..., Engine]
+from tests.support.waiting import wait_until
 
 
 def engine_of(model: FakeModel, ports: FakePorts) -> Engine:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from batchery.batchers import GreedyPlanner
 from batchery.configs import TaskOptions
 
-from tests.engine.conftest import StartEngine
-from tests.support.fakes import FakeModel, FakePorts, Held, Jobs
+from tests.support.fakes import FakeModel, FakePorts, Held, Jobs, StartEngine
 
 
 def test_the_next_batch_has_the_new_size(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 
 from batchery.batchers import Batch, Batcher, Job, ListBatcher, Outcome
 from batchery.configs import TaskOptions
-from batchery.worker.engine import Capacity
+from batchery.worker.engine import Capacity, Engine
+
+#: A fixture's function that starts an engine for one test.
+StartEngine = Callable[..., Engine]
 
 #: Seconds after which whatever a test waits for counts as never coming.
 DEADLINE_S = 20.0
