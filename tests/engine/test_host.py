@@ -153,7 +153,7 @@ def test_threads_and_coroutines_may_mix(serve: Serve) -> None:
     assert asyncio.run(call_all()) == [number * 2 for number in range(50)] * 2
 
 
-def test_the_figures_tell_what_was_done(serve: Serve) -> None:
+def test_the_stats_count_batches_jobs_and_padding(serve: Serve) -> None:
     host = serve(Double())
     host.map(range(10))
     host.stop()
@@ -252,7 +252,7 @@ def test_a_cancelled_future_withdraws_its_call_and_disturbs_no_other(held: tuple
 
 
 @pytest.mark.parametrize("stops", [False, True])
-def test_who_waits_for_a_cancelled_call_is_told(held: tuple[Host, Narrow], gate: Gate, stops: bool) -> None:
+def test_waiters_for_a_cancelled_call_are_told(held: tuple[Host, Narrow], gate: Gate, stops: bool) -> None:
     host, _ = held
     futures = fill(host)
     assert all(future.cancel() for future in futures)

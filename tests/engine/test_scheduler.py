@@ -179,7 +179,7 @@ def test_draining_returns_the_jobs_that_wait_and_starts_and_claims_nothing_more(
     assert scheduler.drain() == []
 
 
-def test_it_counts_what_was_done() -> None:
+def test_batches_are_counted_with_their_sizes_padding_and_times() -> None:
     scheduler = scheduler_of(a=TaskOptions())
     assert (
         scheduler.tasks["a"].stats.mean_batch_size,
@@ -235,7 +235,7 @@ def test_time_counts_as_waited_only_where_work_was_there() -> None:
     assert scheduler.device_time.idle_share == 1 / 20
 
 
-def test_what_ran_out_of_memory_lowers_the_ceiling_at_once() -> None:
+def test_running_out_of_memory_lowers_the_token_ceiling_at_once() -> None:
     scheduler = scheduler_of(a=TaskOptions())
     ceiling = scheduler.tasks["a"].ceiling
     scheduler.out_of_memory([job(n, length=10) for n in range(8)])

@@ -21,7 +21,7 @@ def test_the_next_batch_has_the_new_size(start: StartEngine, ports: FakePorts, j
     assert held.batches == [[0], [1, 2, 3, 4], [5]]
 
 
-def test_a_batch_that_waits_for_more_jobs_runs_once_it_need_not(
+def test_a_batch_that_waits_for_more_jobs_runs_once_its_wait_is_removed(
     start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     engine = start(FakeModel(max_wait_ms=1e9))
@@ -56,7 +56,7 @@ def test_a_batch_that_runs_hangs_by_the_new_time_limit(start: StartEngine, ports
     held.gate.open()
 
 
-def test_small_requests_go_first_once_they_are_to(jobs: Jobs) -> None:
+def test_small_requests_go_first_once_a_threshold_is_set(jobs: Jobs) -> None:
     planner = GreedyPlanner(TaskOptions(max_batch_size=1))
     waiting = jobs.many("long", length=90) + jobs.many("short", length=3)
     first = planner.choose(waiting, now=0.0)

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from batchery.batchers import Batch, Batcher, Job, ListBatcher, Outcome
-from batchery.configs import TaskOptions
-from batchery.worker.engine import Capacity, Engine
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.worker.engine import Capacity, Engine, EngineState
 
 #: A fixture's function that starts an engine for one test.
 StartEngine = Callable[..., Engine]
@@ -245,3 +245,22 @@ def in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:
 
     threading.Thread(target=call, daemon=True).start()
     return future
+
+
+def engine_of(model: FakeModel, ports: FakePorts) -> Engine:
+    return Engine(EngineState({model.name: model}, WorkerOptions()), ports, ports)
+
+
+def ids(jobs: Sequence[Job]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+def fails_for(bad: Any, error: BaseException) -> Callable[[Any], Any]:
+    """A function that returns its argument, or raises where that is `bad`."""
+
+    def function(item: Any) -> Any:
+        if item == bad:
+            raise error
+        return item
+
+    return function
