@@ -1,0 +1,33 @@
+"""Constants that tune the worker, each with its unit and the reason for its value. Users' settings are in `configs`."""
+
+# -- Broker ------------------------------------------------------------------------------------------------------------
+
+#: Seconds without an answer after which a connection counts as lost. A full settle of large results takes far less.
+SOCKET_TIMEOUT_S = 20.0
+
+#: Jobs in one settle script: far fewer than Lua can unpack, and a few ms of the server's time.
+SETTLE_MAX_JOBS = 500
+#: Bytes of results in one settle script, except that one result may be larger: a server closes the connection of a
+#: client that sends more than 1 GB at once.
+SETTLE_MAX_BYTES = 32 * 1024 * 1024
+
+#: Bytes of one result: the limit that Redis and Valkey have by default (`proto-max-bulk-len`). A server closes the
+#: connection of a client that sends more.
+MAX_RESULT_BYTES = 512 * 1024 * 1024
+
+#: Orphans that one sweep puts back, and their bytes: about 100 ms of the server's time at most.
+SWEEP_MAX_JOBS = 200
+SWEEP_MAX_BYTES = 32 * 1024 * 1024
+
+#: Refreshes within the length of one lease: two of them may fail and the lease still does not run out.
+REFRESHES_PER_LEASE = 3
+#: Seconds between two turns of the lease thread at most: orphans of a dead worker wait no longer to be noticed.
+LEASE_TURN_S = 2.0
+
+#: Seconds of a single wait on a socket at most: an interrupted wait ends within this time.
+WAIT_SLICE_S = 0.2
+#: Seconds beyond its wait for which a worker counts as the watcher: if it dies, nobody else watches for that long.
+WATCHER_GRACE_S = 1.0
+
+#: Seconds between two tries of what Redis refused: the first pause, which doubles up to the second value.
+RETRY_PAUSES_S = (0.1, 2.0)
