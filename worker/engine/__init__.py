@@ -4,5 +4,6 @@ from .engine import Engine
 from .front import Front, Room
 from .host import Host
 from .model import Model
+from .ports import Capacity, Intake, JobSource, ResultSink
 
-__all__ = ["Engine", "Front", "Host", "Model", "Room"]
+__all__ = ["Capacity", "Engine", "Front", "Host", "Intake", "JobSource", "Model", "ResultSink", "Room"]

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVarTuple
 
-from ...tuning import HUB_PAUSE_S
+from ... import tuning
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class HubCalls:
         self._tick()
 
     def run(self) -> bool:
-        """Run the queued calls and return whether there were any. On the hub's thread, or on any once it has stopped."""
+        """Run the queued calls; return whether there were any. On the hub's thread, or any thread once it has stopped."""
         with self._lock:
             calls, self._calls = self._calls, deque()
         for function, args in calls:
@@ -77,7 +77,7 @@ class HubCalls:
 
     def _tick(self) -> None:
         if self.run():
-            self._hub.call_later(HUB_PAUSE_S, self._tick)
+            self._hub.call_later(tuning.HUB_PAUSE_S, self._tick)
             return
         with self._lock:
             self._ticking = bool(self._calls)

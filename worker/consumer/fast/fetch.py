@@ -8,15 +8,9 @@ from celery.worker import state
 
 from ....batchers import Job
 from ....producer import private
+from ... import tuning
 from ...broker import ArrivalWatcher, Claim, Queue
 from ...engine import Capacity
-from ...tuning import (
-    ARRIVAL_WAIT_S,
-    CAPACITY_WAIT_S,
-    CLAIM_MAX_JOBS,
-    SMALL_CLAIM_HEAD_START_S,
-    SMALL_CLAIM_MAX_BYTES,
-)
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
@@ -51,7 +45,7 @@ class QueueSource:
         self._queues = queues
         self._selector = QueueSelector()
         self._max_bytes = context.options.claim_max_bytes
-        self._max_jobs = max([CLAIM_MAX_JOBS, *(task.options.max_batch_size for task in self._tasks.values())])
+        self._max_jobs = max([tuning.CLAIM_MAX_JOBS, *(task.options.max_batch_size for task in self._tasks.values())])
         #: Whether the last claim took all there was, and that was little.
         self._claim_was_small = False
 
@@ -75,7 +69,7 @@ class QueueSource:
                 self._wait_for_capacity()
                 return []
         arrived = not selection.left_out and self._retry.once(
-            lambda: self._watcher.wait(selection.queues, ARRIVAL_WAIT_S)
+            lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
         )
         # The capacity cannot have become less meanwhile.
         return self._sort(self._take(selection)) if arrived and not self._intake.hung else []
@@ -108,7 +102,7 @@ class QueueSource:
             )
             or ()
         )
-        small = 2 * len(claims) <= limit and sum(len(claim.message) for claim in claims) <= SMALL_CLAIM_MAX_BYTES
+        small = 2 * len(claims) <= limit and sum(len(claim.message) for claim in claims) <= tuning.SMALL_CLAIM_MAX_BYTES
         if claims and small and not self._leases.withheld:
             self._claim_was_small = True
             self._hub.pause()
@@ -119,12 +113,12 @@ class QueueSource:
     def _follow_up_small_claim(self) -> None:
         """Give the jobs of a small claim a head start to the device; then announce them and wake the next worker."""
         self._claim_was_small = False
-        self._intake.wait_for_capacity(SMALL_CLAIM_HEAD_START_S)
+        self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
         self._retry.once(lambda: self._watcher.pass_on(more=False))
 
     def _wait_for_capacity(self) -> None:
-        self._intake.wait_for_capacity(CAPACITY_WAIT_S)
+        self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)
         self._bridge.forget_lost()
 
     def _sort(self, claims: Sequence[Claim]) -> list[Job]:
@@ -143,7 +137,7 @@ class QueueSource:
         for claim in bridged:
             delivered.add((claim.queue.name, CELERY))
             task, _ = addressee(claim.message)
-            if task in self._tasks:  # it joins that task's jobs once Celery has accepted it
+            if task is not None and task in self._tasks:  # it joins that task's jobs once Celery has accepted it
                 delivered.add((claim.queue.name, task))
         self._selector.learn(delivered)
         if jobs:

@@ -72,14 +72,14 @@ class CelerySink:
         self._hub.call(self._started, [job.reply for job in batch.jobs], time.time(), time.monotonic())
 
     def _started(self, requests: Sequence[FastRequest | Request], now: float, monotonic_now: float) -> None:
-        fast = [request for request in requests if type(request) is FastRequest]
+        fast = [request for request in requests if isinstance(request, FastRequest)]
         for request in fast:
             request.time_start = now
         worker_state.accepted(fast)
         self._events.started(fast)
         if len(fast) < len(requests):
             for request in requests:
-                if type(request) is not FastRequest:
+                if not isinstance(request, FastRequest):
                     request.on_accepted(os.getpid(), monotonic_now)
 
     def broken(self, error: Exception) -> None:  # noqa: ARG002 - the engine has logged it
@@ -100,6 +100,7 @@ class CelerySink:
         if fast:
             bridged += self._settle_fast(fast)
         for outcome in bridged:
+            self._store.refuse_too_large(outcome)
             self._replay.tell(outcome)
 
     def _is_fast(self, outcome: Outcome) -> bool:

@@ -8,12 +8,14 @@ from celery.app.task import Context
 from celery.backends.base import compress_payload
 from celery.backends.redis import RedisBackend
 
-from ....batchers import Outcome
+from ....batchers import BatchFailed, Outcome
 from ....producer import private
+from ....producer.codec.json import encode_json
+from ... import tuning
 from ...broker import ChordPart, Leases, ResultRetention, Settled, Settlement
 from ...broker.client import same_server
 from ..wire.request import FastRequest
-from .encode_result import SERIALIZERS, encode_part, encode_success, encode_value
+from .encode_result import SERIALIZERS, EncodedValue, encode_part, encode_success, encode_value
 
 
 class ResultStore:
@@ -69,29 +71,32 @@ class ResultStore:
                 continue
             try:
                 value = encode_value(backend.prepare_value(outcome.value), backend.serializer)
+                settlements.append(self._settlement(outcome.job.reply, value, done_at))
             except Exception as exc:
                 outcome.error = exc
-                continue
-            request: FastRequest = outcome.job.reply
-            key, result, part = "", b"", None
-            if not request.ignore_result:
-                group, parent = request.headers.group, request.headers.parent_id
-                key = self._key_prefix + request.id
-                result = self._compressed(encode_success(request.id, value, done_at, group, parent))
-            if request.in_chord and request.headers.group:
-                part = self._part(request, self._compressed(encode_part(request.id, value)))
-            settlements.append(Settlement(request.claim, key, result, part))
         return settlements
 
-    def _compressed(self, payload: bytes) -> bytes:
-        compression = self._backend.compression
-        return compress_payload(payload, compression) if compression else payload
+    def _settlement(self, request: FastRequest, value: EncodedValue, done_at: str) -> Settlement:
+        headers = request.headers
+        part = self._part(request, value) if request.in_chord and headers.group else None
+        if request.ignore_result:
+            return Settlement(request.claim, part=part)
+        result = self._payload(encode_success(request.id, value, done_at, headers.group, headers.parent_id))
+        return Settlement(request.claim, self._key_prefix + request.id, result, part)
 
-    def _part(self, request: FastRequest, result: bytes) -> ChordPart:
+    def _part(self, request: FastRequest, value: EncodedValue) -> ChordPart:
         chord = f"{self._group_prefix}{request.headers.group}"
         keys = [chord + ".j", chord + ".t", chord + ".s", chord + ".d", chord, chord + ".c"]
         index = request.headers.group_index
-        return ChordPart(keys, request.id, "+inf" if index is None else str(index), result)
+        place = "+inf" if index is None else str(index)
+        return ChordPart(keys, request.id, place, self._payload(encode_part(request.id, value)))
+
+    def _payload(self, encoded: bytes) -> bytes:
+        compression = self._backend.compression
+        payload: bytes = compress_payload(encoded, compression) if compression else encoded
+        if error := _too_large(len(payload)):
+            raise error
+        return payload
 
     def _store(self, outcome: Outcome) -> bool:
         """Store a result through Celery's backend, unless its lease is lost; return whether the job may be settled."""
@@ -112,3 +117,25 @@ class ResultStore:
         except Exception as exc:
             outcome.error = exc
         return outcome.error is None
+
+    def refuse_too_large(self, outcome: Outcome) -> None:
+        """Fail an outcome that Celery is to store if Redis does not take it, because Celery would try for 20 s."""
+        backend, request = self._app.backend, outcome.job.reply
+        ignored = request.ignore_result and not getattr(request, "in_chord", False)
+        if outcome.error is not None or ignored or not isinstance(backend, RedisBackend):
+            return
+        try:
+            encoded = encode_json(outcome.value) if backend.serializer == "json" else backend.encode(outcome.value)
+        except Exception:  # the code that stores it meets the same error, and handles it
+            return
+        outcome.error = _too_large(len(encoded))
+
+
+def _too_large(size: int) -> BatchFailed | None:
+    """Return the error of a result of `size` bytes; None if Redis takes that many."""
+    if size <= tuning.MAX_RESULT_BYTES:
+        return None
+    return BatchFailed(
+        f"The result is {size} bytes, but Redis takes {tuning.MAX_RESULT_BYTES} at most. Return less, or store the "
+        "result elsewhere and return its address."
+    )

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ....producer.codec.serializer import CONTENT_TYPE, TYPE_MARK, loads
-from ...tuning import MAX_BODY_BYTES
+from ... import tuning
 from .compression import check_size, decompress
 
 _JSON = "application/json"
@@ -115,7 +115,7 @@ _message = msgspec.json.Decoder(Message)
 _body = msgspec.json.Decoder(tuple[Args, Kwargs, Embed])
 
 
-def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> FastCall | None:
+def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES) -> FastCall | None:
     """Decode a fast call; return None for every other message, and for what is no Celery message at all.
 
     `accept` are the content types that the app reads; the decompressed body may have `max_bytes`.

@@ -9,8 +9,8 @@ from celery.worker.request import Request
 from kombu.transport.virtual import Channel, Message
 from kombu.utils import json as kombu_json
 
+from ... import tuning
 from ...broker import Claim
-from ...tuning import MAX_BODY_BYTES
 from .compression import check_size, decompress
 
 
@@ -57,7 +57,9 @@ class LeaseChannel:
         (self._give_back if requeue else self._acknowledge)(delivery_tag)
 
 
-def to_kombu(claim: Claim, channel: LeaseChannel, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> Message:
+def to_kombu(
+    claim: Claim, channel: LeaseChannel, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES
+) -> Message:
     """Return kombu's message for a claim. Its delivery tag is the claim's, and its body is decompressed.
 
     Raises:
