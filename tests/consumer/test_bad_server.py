@@ -10,8 +10,12 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.consumer.conftest import APP, Gate, calling
-from tests.support.services import Valkey, Worker, wait_until
+from tests.support.apps import APP
+from tests.support.callers import calling
+from tests.support.gates import Gate
+from tests.support.servers import Valkey
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAIT = 30.0
 MB = 1024 * 1024

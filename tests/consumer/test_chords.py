@@ -17,8 +17,8 @@ from celery import Celery, chord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, bytes_of, client_of, label_of
-from tests.consumer.conftest import disconnect
+from tests.support.callers import disconnect
+from tests.support.leases import ALL, ANY_SIZE, Lists, bytes_of, client_of, label_of
 from tests.support.messages import ACCEPT, stock
 
 # Celery's own way to store a result.

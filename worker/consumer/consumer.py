@@ -24,6 +24,7 @@ from ...producer.private import QuietConsumer
 from .. import tuning
 from ..broker import ArrivalWatcher, Leases, Queue, connect
 from ..broker.lease_refresher import LeaseRefresher
+from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
 from .compat.context import RedisRetry, WorkerContext
 from .compat.hub import HubCalls
@@ -31,7 +32,6 @@ from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
 from .fast.store import ResultStore
-from .front import Engine, EngineState
 from .settings import settings_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Batching(bootsteps.StartStopStep):
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
-        return {"batchery": {**c.engine.stats(), "hung": c.engine.hung} if c.engine else "starting"}
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung} if c.engine else "starting"}
 
 
 class BatchConsumer(Consumer):

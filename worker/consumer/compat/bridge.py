@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 
+import msgspec
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from ....batchers import Job
+from ....batchers import Job, JobState
+from ....batchers.job import UNPREPARED
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
@@ -124,8 +126,9 @@ class CeleryBridge:
             self.fail(job.id, job.reply.claim, exc)
             revoked = True
         if not revoked:  # by Celery's clock it has not expired yet
-            job.deadline = None
-            if self._intake.submit([job]):
+            # A new job, because the engine may still be at dropping the old one.
+            again = msgspec.structs.replace(job, deadline=None, item=UNPREPARED, state=JobState.NEW)
+            if self._intake.submit([again]):
                 return
             self._leases.give_back_soon(job.reply.claim)
         worker_state.forget([job.reply])

@@ -65,7 +65,7 @@ class HubCalls:
         self._tick()
 
     def run(self) -> bool:
-        """Run the queued calls; return whether there were any. On the hub's thread, or any thread once it has stopped."""
+        """Run the queued calls; return whether there were any. On the hub's thread, or on any once it stopped."""
         with self._lock:
             calls, self._calls = self._calls, deque()
         for function, args in calls:
