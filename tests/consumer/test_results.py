@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from batchery.batchers import Job, Outcome
-from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.fast.encode_result import SERIALIZERS, encode_success, encode_value
+from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import Headers
 from batchery.worker.consumer.wire.request import FastRequest
 from celery import Celery

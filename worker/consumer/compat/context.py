@@ -11,7 +11,7 @@ from ....configs import WorkerOptions
 from ....producer import BatchTask
 from ...broker import Leases
 from ...broker.retry import Persist
-from ...engine import Intake
+from ...engine import EngineState
 from .hub import HubCalls
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class WorkerContext:
     hub: HubCalls
     retry: RedisRetry
     #: Takes jobs that arrive in another way than by a claim.
-    intake: Intake
+    intake: EngineState
 
     @property
     def app(self) -> Celery:
