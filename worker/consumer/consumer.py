@@ -39,7 +39,8 @@ from ..engine import Engine
 from .compat.hub import HubCalls
 from .fast.result_store import ResultStore
 from .front import BrokerFront
-from .settings import settings_of
+from .settings import Settings
+from .setup import configuration_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class BatchConsumer(Consumer):
         _refuse_what_cannot_work(app, pool)
         app.amqp.Consumer = QuietConsumer
         try:
-            self.settings = settings_of(app)
+            self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
         self.batch_tasks = self.settings.tasks
