@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals, states
-from celery.app.routes import MapRoute
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
-from celery.utils.saferepr import saferepr
 from kombu import Producer
 from kombu.exceptions import EncodeError
 
+from . import private
 from .codec import serializer
 from .codec.json import is_plain
 from .publisher import Publisher, encode_message, message_properties
@@ -39,7 +38,7 @@ def call_options(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -
     for name, value in (("argsrepr", args), ("kwargsrepr", kwargs)):
         shown = serializer.summarise(value)
         if shown is not value and name not in options:
-            added[name] = saferepr(shown, app.amqp.argsrepr_maxsize)
+            added[name] = private.saferepr(shown, private.argsrepr_size(app))
     return {**options, **added}
 
 
@@ -73,7 +72,7 @@ def delay_many(
         kombu.exceptions.OperationalError: the broker failed midway; what it took until then runs.
     """
     for args in calls:
-        task.__header__(*args)
+        private.check_arguments(task, args)
     app = task.app
     if not calls or app.conf.task_always_eager or "task_id" in options:
         results = [task.apply_async(args, **options) for args in calls]
@@ -89,10 +88,9 @@ def delay_many(
 
 def _differ(app: Celery) -> bool:
     """Whether calls of one task may be published in different ways, or others are to hear of each."""
-    if signals.before_task_publish.receivers or signals.after_task_publish.receivers:
+    if private.has_receivers(signals.before_task_publish) or private.has_receivers(signals.after_task_publish):
         return True
-    # A route that is not a map of names may look at the arguments.
-    return app.conf.task_send_sent_event or not all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
+    return app.conf.task_send_sent_event or not private.routes_by_name(app)
 
 
 class _Recorder:
@@ -122,7 +120,7 @@ class _Template:
         self._options = {name: value for name, value in recorder.options.items() if name != "argsrepr"}
         self._headers = {**self._options["headers"]}
         self._headers["ignore_result"] = bool(options.get("ignore_result", task.ignore_result))
-        self._argsrepr_size = task.app.amqp.argsrepr_maxsize
+        self._argsrepr_size = private.argsrepr_size(task.app)
 
     @property
     def is_ordinary(self) -> bool:
@@ -133,7 +131,7 @@ class _Template:
     def publish(self, calls: Sequence[tuple[Any, ...]]) -> list[str]:
         """Publish a message for each call; return their ids."""
         ids: list[str] = []
-        with self._publisher.connection._reraise_as_library_errors():
+        with private.kombu_errors(self._publisher.connection):
             for start in range(0, len(calls), _PUBLISH_CHUNK):
                 chunk = [str(uuid.uuid4()) for _ in calls[start : start + _PUBLISH_CHUNK]]
                 self._publisher.send(list(self._messages(chunk, calls, start)), self._options)
@@ -150,7 +148,7 @@ class _Template:
             args = calls[place]
             headers = {**self._headers, "id": task_id}
             if not self._hides_args:
-                headers["argsrepr"] = saferepr(serializer.summarise(args), self._argsrepr_size)
+                headers["argsrepr"] = private.saferepr(serializer.summarise(args), self._argsrepr_size)
             if is_root:
                 headers["root_id"] = task_id
             try:
@@ -220,7 +218,7 @@ class BulkResult(Sequence[AsyncResult]):
             known.update(self._collect(backend, place))
             while place < len(self.ids) and self.ids[place] in known:
                 result = self.app.AsyncResult(self.ids[place])
-                result._maybe_set_cache(known.pop(self.ids[place]))
+                private.set_outcome(result, known.pop(self.ids[place]))
                 place += 1
                 yield result
             if place < len(self.ids):
@@ -230,7 +228,5 @@ class BulkResult(Sequence[AsyncResult]):
 
     def _collect(self, backend: RedisBackend, place: int) -> dict[str, Any]:
         """Return the results that are ready among the next ones, by task id."""
-        ids = self.ids[place : place + _COLLECT_CHUNK]
-        values = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
-        metas = {task_id: backend.decode_result(value) for task_id, value in zip(ids, values, strict=True) if value}
+        metas = private.read_outcomes(backend, self.ids[place : place + _COLLECT_CHUNK])
         return {task_id: meta for task_id, meta in metas.items() if meta["status"] in states.READY_STATES}

@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import kombu.messaging
 from kombu import Producer, Queue
 
+from . import private
 from .codec import serializer
 from .codec.json import encode_json
 
@@ -19,6 +19,7 @@ _OPTIONS = frozenset(
 )
 #: Properties that are in a message only if the caller gave them.
 _OPTIONAL = ("argsrepr", "kwargsrepr")
+_KOMBUS_PUBLISH = ("kombu.messaging", "Producer.publish")
 _CONTENT = {"json": ("application/json", "utf-8"), serializer.NAME: (serializer.CONTENT_TYPE, "binary")}
 
 
@@ -40,7 +41,7 @@ class Publisher:
 
     def publish(self, body: Any, **options: Any) -> Any:
         """Send one message; `body` and `options` are those of `kombu.Producer.publish`."""
-        ours = self.is_ordinary(options) and _is_kombus(Producer.publish)
+        ours = self.is_ordinary(options) and not _is_wrapped()
         message = _message(body, options) if ours else None
         return self._producer.publish(body, **options) if message is None else self.send([message], options)
 
@@ -54,7 +55,7 @@ class Publisher:
             and options["delivery_mode"] in (1, 2)
             and (options.get("priority") or 0) in range(10)
             and not any(map(_expires, options["declare"] or ()))
-            and getattr(self._producer._batch_local, "current", None) is None
+            and not private.collects_batch(self._producer)
             and self._producer.connection.transport.driver_type == "redis"
         )
 
@@ -69,12 +70,12 @@ class Publisher:
 
     def _send(self, messages: Sequence[bytes], options: Mapping[str, Any]) -> None:
         channel = self._producer.channel
-        declared = channel.connection.client.declared_entities
+        declared = private.declared_entities(channel)
         for entity in options["declare"] or ():
             if hash(entity) not in declared:
                 self._producer.maybe_declare(entity, retry=options["retry"], **options["retry_policy"])
-        queue = channel._q_for_pri(options["routing_key"], options.get("priority") or 0)
-        _client(channel).lpush(queue, *messages)
+        queue = private.queue_key(channel, options["routing_key"], options.get("priority") or 0)
+        private.redis_client(channel).lpush(queue, *messages)
 
 
 def message_properties(options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:
@@ -125,20 +126,13 @@ def _message(body: Any, options: Mapping[str, Any]) -> bytes | None:
         return None
 
 
-def _client(channel: Any) -> Any:
-    """Return the Redis client of a kombu channel, which itself makes a new one for each message: that costs as much as
-    sending it.
+def _is_wrapped() -> bool:
+    """Whether `Producer.publish` is another function than kombu's own, as with tracing libraries: they want to see each
+    call. A wrapper may carry the name of what it wraps, but then it also has `__wrapped__`.
     """
-    client = getattr(channel, "_batchery_client", None)
-    if client is None or client.connection_pool is not channel.pool:  # it had to connect again
-        client = channel._batchery_client = channel._create_client()
-    return client
-
-
-def _is_kombus(function: Any) -> bool:
-    """Whether nobody has wrapped a function of kombu's, as tracing libraries do: they want to see each call."""
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename == kombu.messaging.__file__
+    publish = Producer.publish
+    name = (getattr(publish, "__module__", None), getattr(publish, "__qualname__", None))
+    return name != _KOMBUS_PUBLISH or hasattr(publish, "__wrapped__")
 
 
 def _expires(entity: Any) -> bool:

@@ -10,6 +10,7 @@ from celery import Task
 from ...batchers import Batcher, ListBatcher
 from ...batchers.forward import forward
 from ...configs import TASK_OPTION_NAMES, TaskOptions
+from .. import private
 from ..client import BulkResult, call_options, delay_many, publisher
 from ..codec import serializer
 from ..codec.json import as_lists
@@ -24,11 +25,6 @@ from .definition import (
 from .device import resolve_device
 from .local import SingleCall
 from .signature import CallSignature, attempt, is_plain_function
-
-#: Names of Celery's that this file relies on: `Task.__header__` (checks arguments at the caller) and what `app.task`
-#: puts into a decorated class: `_decorated`, `_dump_pydantic_arguments`. An `_orig_run` keeps Celery from wrapping
-#: `run` for `autoretry_for`, which would retry a whole batch: the worker retries each job by itself. And, in
-#: definition.py, `celery.app.annotations.resolve_all`.
 
 #: Functions given as options of the decorator (`length=len`); they must not turn into methods.
 _FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")
@@ -85,10 +81,10 @@ class BatchTask(Task):
         own = vars(cls)
         with error_context(cls):
             for name in _FUNCTION_OPTIONS:
-                if is_plain_function(own.get(name), decorated=bool(own.get("_decorated"))):
+                if is_plain_function(own.get(name), decorated=private.is_decorated(cls)):
                     setattr(cls, name, staticmethod(own[name]))
             cls._signature, cls._run_gets_columns = read_definition(cls, BatchTask)
-            cls.__header__ = staticmethod(cls._signature.check)
+            private.set_argument_check(cls, cls._signature.check)
             check_acknowledgement(cls)
             _options_of(cls)
         # A model's load may warm it up with run_batch().
@@ -106,7 +102,7 @@ class BatchTask(Task):
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make a task whose `run` Celery leaves as it is."""
         task: Self = super().__new__(cls)
-        task._orig_run = None
+        setattr(task, private.ORIGINAL_RUN, None)
         return task
 
     # -- What a user writes ------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ import inspect
 from collections.abc import Iterator, Set
 from typing import Any
 
-from celery.app.annotations import resolve_all
-
 from ...configs import TASK_OPTION_NAMES
+from .. import private
 from .signature import CallSignature
 
 
@@ -27,7 +26,7 @@ def read_definition(task_class: Any, root: Any) -> tuple[CallSignature, bool]:
 
     `root` is the class that defines none of the functions read here: `BatchTask`.
     """
-    if task_class._dump_pydantic_arguments is not None:
+    if private.uses_pydantic(task_class):
         raise TypeError(
             "pydantic=True validates one call, but this function gets whole batches. "
             "Write a BatchTask class and validate in its preprocess()."
@@ -70,8 +69,7 @@ def check_acknowledgement(task_class: Any) -> None:
 
 def annotated_options(task_class: Any) -> Set[str]:
     """Return the names of the batching options that the app's `task_annotations` set for a bound class."""
-    annotations = resolve_all(task_class.app.annotations, task_class)
-    return {name for annotation in annotations for name in annotation} & {*TASK_OPTION_NAMES}
+    return {name for annotation in private.annotations(task_class) for name in annotation} & {*TASK_OPTION_NAMES}
 
 
 def option_sources(task: Any, root: Any) -> dict[str, str]:

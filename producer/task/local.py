@@ -3,19 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from celery.app.autoretry import add_autoretry_behaviour
+from .. import private
 
 
 class SingleCall:
     """Stands in for a task while Celery puts its `autoretry_for` around `run`, which here is one call and no batch."""
 
+    _task: Any
+
     def __init__(self, task: Any, run: Callable[..., Any]) -> None:
         """Retry `run(*args, **kwargs)` as `task`'s options say."""
         self.__dict__.update(_task=task, run=run)
-        add_autoretry_behaviour(self)
+        private.add_autoretry_behaviour(self)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_orig_run":  # where it is, Celery puts nothing around `run`
+        if name == private.ORIGINAL_RUN:  # where it is, Celery puts nothing around `run`
             raise AttributeError(name)
         return getattr(self._task, name)
 

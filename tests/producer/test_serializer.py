@@ -262,8 +262,8 @@ def test_without_torch_tensors_come_back_as_numpy_arrays_of_the_same_values() ->
 
 
 def test_the_serializer_loads_no_torch() -> None:
-    code = "import numpy as np; from batchery.producer.codec.serializer import dumps, loads\nprint(loads(dumps(np.ones(2))))"
-    assert without_torch(code) == "[1. 1.]\n"
+    code = "import numpy as np; from batchery.producer.codec.serializer import dumps, loads"
+    assert without_torch(f"{code}\nprint(loads(dumps(np.ones(2))))") == "[1. 1.]\n"
 
 
 # -- At kombu ----------------------------------------------------------------------------------------------------------
