@@ -77,9 +77,8 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
 
 def _may_differ(app: Celery) -> bool:
     """Whether calls of one task may be published in different ways, or others are to hear of each."""
-    if private.has_receivers(signals.before_task_publish) or private.has_receivers(signals.after_task_publish):
-        return True
-    return app.conf.task_send_sent_event or not private.routes_by_name(app)
+    heard = private.receivers(signals.before_task_publish) or private.receivers(signals.after_task_publish)
+    return bool(heard) or app.conf.task_send_sent_event or not private.routes_by_name(app)
 
 
 def _publish_like(template: "_Template", calls: Sequence[tuple[Any, ...]], publisher: Publisher) -> list[str]:

@@ -6,16 +6,16 @@ nothing of `celery.worker`.
 
 | name | what for | used here by | and then by |
 |---|---|---|---|
-| `Task.__header__` | checks a call's arguments where it is sent | `set_argument_check` | batch_task |
-| `Task._decorated` | tells a class that `app.task` made of a function | `is_decorated` | batch_task |
-| `Task._dump_pydantic_arguments` | tells a task with `pydantic=True` | `uses_pydantic` | definition |
+| `Task.__header__` | checks a call's arguments where it is sent | `ARGUMENT_CHECK` | batch_task |
+| `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
+| `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
 | `Task._orig_run` | Celery wraps no `run` that has one for `autoretry_for` | `ORIGINAL_RUN` | batch_task, local |
 | `celery.app.autoretry.add_autoretry_behaviour` | retries one call as Celery does | re-export | local |
 | `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
 | `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
-| `Signal.receivers` | whether anything listens to a signal | `has_receivers` | client |
+| `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
 | `RedisBackend.mget`, `.get_key_for_task`, `.decode_result` | many results at once | `read_outcomes` | client |
 | `Connection._reraise_as_library_errors` | raises Redis's errors as kombu's | `kombu_errors` | client |
@@ -27,7 +27,8 @@ nothing of `celery.worker`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from operator import attrgetter, methodcaller
+from typing import Any
 
 from celery import Celery
 from celery.app.annotations import resolve_all
@@ -38,23 +39,16 @@ from celery.utils.saferepr import saferepr
 
 __all__ = ["add_autoretry_behaviour", "head_from_fun"]
 
-ORIGINAL_RUN = "_orig_run"
+ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
-
-def set_argument_check(task_class: Any, check: Callable[..., Any]) -> None:
-    task_class.__header__ = staticmethod(check)
-
-
-def is_decorated(task_class: Any) -> bool:
-    return bool(vars(task_class).get("_decorated"))
-
-
-def uses_pydantic(task_class: Any) -> bool:
-    return task_class._dump_pydantic_arguments is not None
+pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
+receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
+kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
+declared_entities: Callable[[Any], set[int]] = attrgetter("connection.client.declared_entities")
 
 
 def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
-    return cast(Iterable[Mapping[str, Any]], resolve_all(task_class.app.annotations, task_class))
+    yield from resolve_all(task_class.app.annotations, task_class)
 
 
 def show_arguments(app: Celery, arguments: Any) -> str:
@@ -65,10 +59,6 @@ def routes_by_name(app: Celery) -> bool:
     return all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
 
 
-def has_receivers(signal: Any) -> bool:
-    return bool(signal.receivers)
-
-
 def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     stored = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
     return {task_id: backend.decode_result(value) for task_id, value in zip(ids, stored, strict=True) if value}
@@ -76,10 +66,6 @@ def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]
 
 def set_outcome(result: Any, outcome: Mapping[str, Any]) -> None:
     result._maybe_set_cache(outcome)
-
-
-def kombu_errors(connection: Any) -> AbstractContextManager[None]:
-    return cast(AbstractContextManager[None], connection._reraise_as_library_errors())
 
 
 def collects_batch(producer: Any) -> bool:
@@ -97,8 +83,3 @@ def redis_client(channel: Any) -> Any:
     if client is None or client.connection_pool is not channel.pool:
         client = channel._batchery_client = channel._create_client()
     return client
-
-
-def declared_entities(channel: Any) -> set[int]:
-    declared: set[int] = channel.connection.client.declared_entities
-    return declared

@@ -4,13 +4,12 @@ import threading
 from collections.abc import Iterable, Set
 from typing import Any, ClassVar, Self
 
-from ...batchers.forward import forward
 from .. import private
 from ..client import BulkResult, delay_many, publish_options
 from .definition import annotated_options, check_options, error_context, read_definition
-from .local import SingleCall
-from .model import TaskModel, map_sound
-from .signature import attempt, is_plain_function
+from .local import run_call, run_calls
+from .model import TaskModel
+from .signature import is_plain_function
 
 #: Functions given as options of the decorator (`length=len`); they must not turn into methods.
 _FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")
@@ -47,10 +46,10 @@ class BatchTask(TaskModel):
         own = vars(cls)
         with error_context(cls):
             for name in _FUNCTION_OPTIONS:
-                if is_plain_function(own.get(name), decorated=private.is_decorated(cls)):
+                if is_plain_function(own.get(name), decorated=bool(own.get(private.DECORATED))):
                     setattr(cls, name, staticmethod(own[name]))
             cls._signature, cls._run_gets_columns = read_definition(cls)
-            private.set_argument_check(cls, cls._signature.check)
+            setattr(cls, private.ARGUMENT_CHECK, staticmethod(cls._signature.check))
             check_options(cls)
         cls._load_lock = threading.RLock()
 
@@ -70,14 +69,7 @@ class BatchTask(TaskModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a batch of one here and now, without a broker, and return its result."""
-        run = SingleCall(self, self._run_alone).run if self.autoretry_for else self._run_alone
-        return run(*args, **kwargs)
-
-    def _run_alone(self, *args: Any, **kwargs: Any) -> Any:
-        (answer,) = self._run_calls([(args, kwargs)])
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        return run_call(self, args, kwargs)
 
     def run_batch(self, items: Iterable[Any]) -> list[Any]:
         """Run one batch here and now, without broker or threads: for tests.
@@ -85,13 +77,7 @@ class BatchTask(TaskModel):
         Each item is one call's argument, or a tuple of its arguments where the task takes several. Returns one result
         an item, in order; what a per-item hook raised, or the model put in a slot, stands there as an exception.
         """
-        return self._run_calls([(self._signature.as_args(item), {}) for item in items])
-
-    def _run_calls(self, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
-        device = self.ensure_loaded()
-        items = self.prepare_many(calls)
-        outputs = map_sound(lambda sound: forward(self, sound, device, self.preferred_batch_sizes), items)
-        return [out if isinstance(out, BaseException) else attempt(self.postprocess, out) for out in outputs]
+        return run_calls(self, [(self._signature.as_args(item), {}) for item in items])
 
     def delay_many(self, items: Iterable[Any], **options: Any) -> BulkResult:
         """Publish many calls in bulk; `options` are `apply_async`'s, the same for every call.

@@ -24,7 +24,7 @@ def error_context(task: Any) -> Iterator[None]:
 
 def read_definition(task_class: Any) -> tuple[CallSignature, bool]:
     """Return the signature of one call, and whether `run` gets its parameters as columns."""
-    if private.uses_pydantic(task_class):
+    if private.pydantic_dump(task_class) is not None:
         raise TypeError(
             "pydantic=True validates one call, but this function gets whole batches. "
             "Write a BatchTask class and validate in its preprocess()."

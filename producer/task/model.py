@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ...configs import TaskOptions
@@ -10,6 +10,7 @@ from ..codec import serializer
 from .definition import check_budget, error_context, option_sources, read_options
 from .device import resolve_device
 from .hooks import TaskHooks
+from .local import map_sound
 from .signature import attempt
 
 
@@ -96,21 +97,10 @@ class TaskModel(TaskHooks):
         return self.preprocess(*args, **kwargs)
 
     def _preprocess_columns(self, items: list[Any]) -> list[Any]:
-        answers: list[Any] | BaseException = attempt(
-            lambda: list(self.preprocess_many(*self._signature.columns(items)))
-        )
-        if not isinstance(answers, BaseException):
-            if len(answers) == len(items):
-                return answers
-            reason = f"preprocess_many returned {len(answers)} items for {len(items)} calls; one for each is expected."
+        prepared = attempt(lambda: list(self.preprocess_many(*self._signature.columns(items))))
+        if isinstance(prepared, list):
+            if len(prepared) == len(items):
+                return prepared
+            reason = f"preprocess_many returned {len(prepared)} items for {len(items)} calls; one for each is expected."
             return [ValueError(reason) for _ in items]
-        if len(items) == 1:
-            return [answers]
-        return [answer for item in items for answer in self._preprocess_columns([item])]
-
-
-def map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
-    """Return `items` with those that are no exceptions replaced by what `function` makes of them."""
-    sound = [item for item in items if not isinstance(item, BaseException)]
-    answers = iter(function(sound) if sound else [])
-    return [item if isinstance(item, BaseException) else next(answers) for item in items]
+        return [prepared] if len(items) == 1 else [self._preprocess_columns([item])[0] for item in items]
