@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import create_autospec
 
 import celery
 import numpy as np
@@ -211,18 +212,45 @@ def test_a_producer_of_the_callers_own_is_used(echo: Any, redis_client: redis.Re
     assert kombus == ["json"]
 
 
-def test_whoever_has_wrapped_kombus_publish_sees_each_call(
-    echo: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+class Proxy:
+    """Wraps a method as the library wrapt does: not a function, and everything else is read from what it wraps."""
+
+    def __init__(self, wrapped: Any, call: Callable[..., Any]) -> None:
+        self.__wrapped__, self.call = wrapped, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else functools.partial(self.call, instance)
+
+
+def undisguised(_wrapped: Any, call: Callable[..., Any]) -> Any:
+    return lambda *args, **options: call(*args, **options)
+
+
+def with_names_of(wrapped: Any, call: Callable[..., Any]) -> Any:
+    return functools.wraps(wrapped)(undisguised(wrapped, call))
+
+
+def mocked(wrapped: Any, call: Callable[..., Any]) -> Any:
+    mock = create_autospec(wrapped)
+    mock.side_effect = call
+    return mock
+
+
+@pytest.mark.parametrize("wrapper", [undisguised, with_names_of, Proxy, mocked])
+def test_a_wrapper_of_kombus_publish_sees_each_call(
+    echo: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, wrapper: Callable[..., Any]
 ) -> None:
     seen: list[Any] = []
     publish = Producer.publish
 
-    @functools.wraps(publish)
     def traced(self: Producer, body: Any, **options: Any) -> Any:
         seen.append(body[0])
         return publish(self, body, **options)
 
-    monkeypatch.setattr(Producer, "publish", traced)
+    monkeypatch.setattr(Producer, "publish", wrapper(publish, traced))
     echo.delay(1)
     assert seen == [(1,)]
     assert redis_client.llen("celery") == 1
