@@ -1,6 +1,7 @@
 """A job: one call that waits for its result."""
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -18,6 +19,20 @@ CLOSED_BY: Mapping[str, str] = {
     "nothing left": "no other waiting job goes with these",
     "cost": "one more job would cost more than it saves",
 }
+
+
+class JobState(IntEnum):
+    """Where a job is on its way. The engine's scheduler has the table of who moves it from which state to which."""
+
+    NEW = 0
+    PREPARING = 1
+    WAITING = 2
+    CHOSEN = 3
+    RUNNING = 4
+    SETTLING = 5
+    RETURNING = 6
+    LEFT = 7
+
 
 # msgspec's structs instead of dataclasses: one is made for every call, at a fifth of the cost.
 
@@ -55,6 +70,8 @@ class Job(msgspec.Struct, eq=False):
     prepared_at: float = 0.0
     #: Bytes of its message, which is held as long as the job is; 0 where there is none.
     size: int = 0
+    #: Changed by the engine's scheduler alone.
+    state: JobState = JobState.NEW
 
 
 class Outcome(msgspec.Struct, eq=False):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests.support.services import ServiceError, Worker, celery_worker, valkey
-
-StartWorker = Callable[..., Worker]
+from tests.support.servers import valkey
+from tests.support.waiting import ServiceError
+from tests.support.workers import StartWorker, Worker, celery_worker
 
 # How long an example takes says more about what else runs on the machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.services import ServiceError, Valkey, Worker, celery_worker, valkey, wait_until
+from tests.support.servers import Valkey, valkey
+from tests.support.waiting import ServiceError, wait_until
+from tests.support.workers import Worker, celery_worker
 
 
 def test_wait_until_returns_what_the_predicate_said() -> None:

@@ -15,9 +15,11 @@ import redis
 from batchery.configs import TASK_OPTION_NAMES
 from celery import Celery
 
-from tests.consumer.conftest import APP, held_back, options
-from tests.support.apps import BATCHES
-from tests.support.services import ROOT, Worker, celery_worker, wait_until
+from tests.support.apps import APP, BATCHES
+from tests.support.callers import held_back, options
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, celery_worker
 
 WAIT = 30.0
 #: The queue of this file's worker; the tasks that it does not serve are sent to the app's other queue.

@@ -10,8 +10,10 @@ import pytest
 import redis
 from batchery.worker import health
 
-from tests.consumer.conftest import Gate, calling
-from tests.support.services import Worker, wait_until
+from tests.support.callers import calling
+from tests.support.gates import Gate
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 APP = """
 import os

@@ -13,9 +13,11 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.consumer.conftest import APP, calling, unsettled
-from tests.support.apps import BATCHES, SEEN
-from tests.support.services import Worker, valkey, wait_until
+from tests.support.apps import APP, BATCHES, SEEN
+from tests.support.callers import calling, unsettled
+from tests.support.servers import valkey
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAIT = 15.0
 

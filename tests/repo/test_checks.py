@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import FOLDERS, Make
+from tests.support.paths import PACKAGE_FOLDERS
+
+from .conftest import Make
 
 Plant = Callable[[str, str], None]
 
@@ -81,7 +83,7 @@ def test_type_checkers_see_every_module_of_the_package(root: Path) -> None:
         for name in names
         if name.endswith(".py")
     }
-    packaged = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
+    packaged = {path for folder in PACKAGE_FOLDERS for path in (root / folder).rglob("*.py")}
     assert seen == packaged
 
 

@@ -16,7 +16,7 @@ from jsonschema import Draft201909Validator, ValidationError
 
 from tests.support.pages import blocks
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 Services = dict[str, dict[str, Any]]
 

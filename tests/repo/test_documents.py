@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.repo.conftest import ROOT
 from tests.support.pages import Page, blocks
+from tests.support.paths import ROOT
 
 #: In the package's own name: batchery[torch] is how one extra contains another.
 ITSELF = "batchery"

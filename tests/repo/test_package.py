@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import FOLDERS
+from tests.support.paths import PACKAGE_FOLDERS
 
 PACKAGED = {".py", ".lua", ".toml"}
 
@@ -39,7 +39,7 @@ print("fine")
 @pytest.mark.slow
 def test_the_wheel_holds_exactly_the_files_of_the_tree(wheel: Path, root: Path) -> None:
     expected = set()
-    for folder in FOLDERS:
+    for folder in PACKAGE_FOLDERS:
         for path in (root / folder).rglob("*"):
             if path.suffix in PACKAGED or path.name == "py.typed":
                 inside = path.relative_to(root).as_posix()

@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tests.support.paths import ROOT
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import ROOT, valkey
+from tests.support.servers import valkey
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")

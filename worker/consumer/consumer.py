@@ -188,8 +188,8 @@ class BatchConsumer(Consumer):
             leases,
             self._queues,
             lease_s=options.lease_s,
-            hung=lambda: engine.hung,
-            on_hung=self._front.release_waiting,
+            stalled=lambda: engine.hung,
+            on_stalled=self._front.release_waiting,
         )
         self._keeper.start()
         engine.start()

@@ -7,8 +7,8 @@ from typing import Any
 from ...batchers import BatchFailed, CostModel, TokenCeiling
 from ...batchers.forward import forward
 from ...batchers.isolation import is_out_of_memory
-from .memory import free_memory
 from .model import Model
+from .runner import free_memory
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
 
 from ....batchers import BatchFailed, Outcome
 from ....producer.codec.json import encode_json
+from ... import tuning
 from ...broker import ChordPart, Leases, ResultRetention, Settled, Settlement
-from ...broker.client import largest_value, same_server
+from ...broker.client import same_server
 from ..wire.request import LightRequest
 from .results import SERIALIZERS, encode_part, encode_success, encode_value
 
@@ -39,8 +40,6 @@ class ResultStore:
         #: Whether `settle` takes parts of chords.
         self.takes_parts = self._shares_server and _keeps_parts_as_known(backend)
         self._is_redis = isinstance(backend, RedisBackend)
-        #: Bytes of one result that the backend takes, where it is another Redis than the broker; 0: not asked yet.
-        self._largest_elsewhere = 0
         self._keep = ResultRetention()
         self._key_prefix = self._group_prefix = ""
         if fast:
@@ -57,16 +56,11 @@ class ResultStore:
     def settle(self, successes: Sequence[Outcome], acks: Sequence[Settlement]) -> list[Settled]:
         """Store and acknowledge `successes`, acknowledge `acks`; return what became of each success.
 
-        Can be repeated after an error: what was settled is passed over. `encode` comes first. A value that the backend
-        cannot take turns into that job's failure, and is not acknowledged.
+        Can be repeated after an error: what was settled is passed over. `encode` comes first. A value that another
+        backend cannot take turns into that job's failure, and is not acknowledged.
         """
         if self._shares_server:
-            largest = self._leases.largest_value if successes else 0
-            sizes = [len(outcome.job.reply.result) for outcome in successes]
-            fitting: Sequence[Outcome] = successes
-            if max(sizes, default=0) > largest:
-                fitting = [each for each, size in zip(successes, sizes, strict=True) if _fits(each, size, largest)]
-            settlements = [self._encoded(outcome) for outcome in fitting]
+            settlements = [self._encoded(outcome) for outcome in successes]
         else:
             settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._stored(outcome)]
         done = self._leases.settle([*settlements, *acks], self._keep)
@@ -83,16 +77,17 @@ class ResultStore:
             group, parent = request.headers.group, request.headers.parent_id
             try:
                 value = encode_value(backend.prepare_value(outcome.value), backend.serializer)
+                request.result = self._payload(request, encode_success(request.id, value, done_at, group, parent))
+                if request.in_chord:
+                    request.part = self._payload(request, encode_part(request.id, value))
             except Exception as exc:
                 outcome.error = exc
-                continue
-            request.result = self._compressed(encode_success(request.id, value, done_at, group, parent))
-            if request.in_chord:
-                request.part = self._compressed(encode_part(request.id, value))
 
-    def _compressed(self, payload: bytes) -> Any:
+    def _payload(self, request: LightRequest, encoded: bytes) -> Any:
         compression = self._backend.compression
-        return compress_payload(payload, compression) if compression else payload
+        payload = compress_payload(encoded, compression) if compression else encoded
+        _refuse_too_large(request, len(payload))
+        return payload
 
     def _encoded(self, outcome: Outcome) -> Settlement:
         request: LightRequest = outcome.job.reply
@@ -131,28 +126,20 @@ class ResultStore:
         return True
 
     def fits(self, outcome: Outcome) -> bool:
-        """Whether Redis, if it is the backend, takes the value; one that is too large turns into the job's failure.
+        """Return whether Redis, if that is the backend, takes the value; if not, it turns into the job's failure.
 
-        Not for what `settle` stores on the broker's own server: it looks for itself.
-
-        Raises:
-            redis.RedisError: the server could not be asked how much it takes.
+        `encode` checks what `settle` stores on the broker's own server.
         """
-        if not self._is_redis:
-            return True
         backend, value = self._app.backend, outcome.value
         try:
-            size = len(encode_json(value) if backend.serializer == "json" else backend.encode(value))
-        except Exception:  # whoever stores it will find that, too
-            return True
-        return _fits(outcome, size, self._largest)
-
-    @property
-    def _largest(self) -> int:
-        if self._shares_server:
-            return self._leases.largest_value
-        self._largest_elsewhere = self._largest_elsewhere or largest_value(self._app.backend.client)
-        return self._largest_elsewhere
+            if self._is_redis:
+                size = len(encode_json(value) if backend.serializer == "json" else backend.encode(value))
+                _refuse_too_large(outcome.job.reply, size)
+        except BatchFailed as exc:
+            outcome.error = exc
+        except Exception:  # the code that stores it meets the same error, and handles it
+            pass
+        return outcome.error is None
 
 
 def _keeps_parts_as_known(backend: RedisBackend) -> bool:
@@ -162,16 +149,12 @@ def _keeps_parts_as_known(backend: RedisBackend) -> bool:
     return script == _KNOWN_PART_SCRIPT and not own
 
 
-def _fits(outcome: Outcome, size: int, largest: int) -> bool:
-    """Whether the server takes a result of `size` bytes; one that is too large turns into the job's failure."""
-    reply = outcome.job.reply
-    if size <= largest or (reply.ignore_result and not getattr(reply, "in_chord", False)):
-        return True
-    outcome.error = BatchFailed(
-        f"The result is {size} bytes, and the server takes {largest} at most. Return less, or store it elsewhere and "
-        "return its address, or raise the server's proto-max-bulk-len."
-    )
-    return False
+def _refuse_too_large(request: Any, size: int) -> None:
+    if size > tuning.MAX_RESULT_BYTES and (not request.ignore_result or getattr(request, "in_chord", False)):
+        raise BatchFailed(
+            f"The result is {size} bytes, but Redis takes {tuning.MAX_RESULT_BYTES} at most. Return less, or store the "
+            "result elsewhere and return its address."
+        )
 
 
 def _ignored(request: LightRequest) -> bool:

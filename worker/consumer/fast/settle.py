@@ -85,9 +85,9 @@ class Settling:
             self._leases.forget([*(outcome.job.reply.claim for outcome in outcomes), *(ack.claim for ack in acks)])
             answered = [Settled.LOST] * len(outcomes)
         answers = [pair for pair in zip(outcomes, answered, strict=True) if pair[0].error is None]
-        gone = [(outcome, answer == Settled.DONE) for outcome, answer in answers if answer != Settled.LEFT]
+        gone = [(outcome, answer == Settled.DONE) for outcome, answer in answers if answer != Settled.NEEDS_CELERY]
         self._hub.call(self._succeeded, gone)
-        return {id(outcome) for outcome, answer in answers if answer == Settled.LEFT}
+        return {id(outcome) for outcome, answer in answers if answer == Settled.NEEDS_CELERY}
 
     def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         self._events.succeeded(pairs)
@@ -103,8 +103,10 @@ class Settling:
             self._hub.call(on_hub.gone, [reply])
             return
         try:
-            if outcome.error is None:  # Celery would try for 20 s to store one that is too large, and all others wait
-                self._persist(lambda: self._store.fits(outcome), until_done=True)
+            if (
+                outcome.error is None
+            ):  # Celery would retry for 20 s to store one that is too large, and others would wait
+                self._store.fits(outcome)
             request = full_request(reply)
             answer = trace(self._replays[outcome.job.task], request, outcome, self._app)
             self._hub.call(request.on_success, answer, soon=True)
