@@ -138,7 +138,7 @@ def test_a_producer_tells_whether_it_collects_a_batch() -> None:
 def test_the_table_of_private_names_lists_every_name_that_has_a_test() -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / "producer/private.py").read_text()))
     assert docstring is not None
-    rows = [line.split("|")[1] for line in docstring.splitlines() if line.startswith("| `")]
+    rows = [line.split(" | ")[0] for line in docstring.splitlines() if line.startswith("| `")]
     listed = []
     for row in rows:
         first, *others = re.findall("`(.+?)`", row)
@@ -152,15 +152,10 @@ def private_attributes(file: Path) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             yield node.name, True
-        elif isinstance(node, ast.AnnAssign | ast.Assign):
-            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, True
-                elif isinstance(target, ast.Attribute):
-                    yield target.attr, True
         elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
-            yield node.attr, False
+            yield node.attr, isinstance(node.ctx, ast.Store)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, True
 
 
 #: The folders whose files use private names through producer/private.py only.
