@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchery.batchers import Batch, BatchFailed, Job, OutputMismatch, PadBatcher
+from batchery.batchers import Batch, BatchFailed, CostModel, Job, OutputMismatch, PadBatcher
 from batchery.configs import WorkerOptions
 from batchery.worker.engine import Engine
 
@@ -146,7 +146,17 @@ def test_poking_settles_though_nothing_was_run(start: StartEngine, front: FakeFr
     assert front.outcomes == []
 
 
-def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
+    """The shapes (rows, longest) that cost models have observed."""
+    shapes: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(CostModel, "observe", lambda _self, count, longest, _ms: shapes.append((count, longest)))
+    return shapes
+
+
+def test_the_figures_tell_what_was_done(
+    start: StartEngine, front: FakeFront, jobs: Jobs, measured: list[tuple[int, int | None]]
+) -> None:
     def fails_for_two(items: list[Any]) -> list[Any]:
         return [ValueError() if item == 2 else item for item in items]
 
@@ -166,7 +176,7 @@ def test_the_figures_tell_what_was_done(start: StartEngine, front: FakeFront, jo
     figures = engine.figures("double")
     assert figures["closed_by"] == {"full": 1}
     assert figures["run_ms"] > 0
-    assert list(figures["cost_ms"]) == ["3x3"]
+    assert measured == [(3, 3)]
 
 
 def test_a_running_batch_is_known_and_has_its_times(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
@@ -867,7 +877,9 @@ def with_examples(model: FakeModel, *examples: Any) -> FakeModel:
     return model
 
 
-def test_examples_are_measured_before_work_is_taken(start: StartEngine, front: FakeFront, jobs: Jobs) -> None:
+def test_examples_are_measured_before_work_is_taken(
+    start: StartEngine, front: FakeFront, measured: list[tuple[int, int | None]]
+) -> None:
     batches: list[list[Any]] = []
 
     def predict(items: list[Any]) -> list[Any]:
@@ -875,10 +887,10 @@ def test_examples_are_measured_before_work_is_taken(start: StartEngine, front: F
         batches.append(items)
         return items
 
-    engine = start(with_examples(FakeModel(predict=predict, length=len, max_batch_size=16), "a" * 8, "b" * 32))
+    start(with_examples(FakeModel(predict=predict, length=len, max_batch_size=16), "a" * 8, "b" * 32))
     assert [batches[0], batches[5]] == [["a" * 8], ["b" * 32] * 16]
     assert {(len(items), len(items[0])) for items in batches} == {(n, length) for n in (1, 4, 16) for length in (8, 32)}
-    assert set(engine.figures("double")["cost_ms"]) >= {"1x8", "16x32"}
+    assert set(measured) >= {(1, 8), (16, 32)}
 
 
 def test_one_long_example_is_cropped_where_the_batcher_can(start: StartEngine, front: FakeFront) -> None:

@@ -25,9 +25,7 @@ def batching(state: Any, **_: Any) -> dict[str, Any]:
     if consumer.engine is None:
         return {**report, "engine": "starting"}
     for name, told in report["tasks"].items():
-        figures = consumer.engine.figures(name)
-        # One number for each shape that ran: too many to read.
-        told["figures"] = {key: value for key, value in figures.items() if key != "cost_ms"}
+        told["figures"] = consumer.engine.figures(name)
     return {**report, "engine": consumer.engine.stats()}
 
 

@@ -191,12 +191,11 @@ class Engine:
             }
 
     def figures(self, task: str) -> dict[str, Any]:
-        """Return what one task's batches were like, why they were not larger, and what they are known to cost."""
+        """Return statistics of one task's batches, why they were not larger, and the task's token ceiling."""
         with self._lock:
             return {
                 **self._core.counts[task].figures(),
                 "token_ceiling": self._ceilings[task].limit,
-                "cost_ms": self._costs[task].export(),
             }
 
     def set_options(self, task: str, options: TaskOptions) -> None:
