@@ -50,7 +50,6 @@ def contracts(tree: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("check", ["ruff", "types", "layers"])
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_tree_passes(make: Make, check: str) -> None:
     done = make(check)
@@ -87,7 +86,6 @@ def test_type_checkers_see_every_module_of_the_package(root: Path) -> None:
     assert seen == packaged
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_mypy_finds_planted_mistakes_in_every_folder(make: Make, plant: Plant) -> None:
     folders = ["configs", "batchers", "producer", "worker", "worker/engine", "worker/broker", "worker/consumer"]
@@ -102,7 +100,6 @@ def test_mypy_finds_planted_mistakes_in_every_folder(make: Make, plant: Plant) -
     assert "Function is missing a type annotation" in done.stdout
 
 
-@pytest.mark.slow
 def test_import_linter_finds_a_planted_breach_of_every_contract(make: Make, plant: Plant, tree: Path) -> None:
     for path, text in BROKEN_CONTRACTS.values():
         plant(path, text)

@@ -57,7 +57,6 @@ PAGES = [document for document in documents(ROOT) if blocks(document.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-@pytest.mark.slow
 def test_what_a_document_shows_works(page: Path, redis_url: str, root: Path) -> None:
     broker = {"CELERY_BROKER_URL": redis_url, "CELERY_RESULT_BACKEND": redis_url}
     command = [sys.executable, "-m", "tests.support.pages", str(page)]

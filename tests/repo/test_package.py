@@ -36,7 +36,6 @@ print("fine")
 """
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_exactly_the_files_of_the_tree(wheel: Path, root: Path) -> None:
     expected = set()
     for folder in PACKAGE_FOLDERS:
@@ -55,7 +54,6 @@ def test_the_wheel_holds_exactly_the_files_of_the_tree(wheel: Path, root: Path) 
     assert packed == expected
 
 
-@pytest.mark.slow
 def test_the_wheel_carries_its_license(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [license_] = [name for name in archive.namelist() if name.endswith("LICENSE")]
@@ -76,7 +74,6 @@ print(serialization.loads(payload, kind, encoding, accept={kind}))
 """
 
 
-@pytest.mark.slow
 def test_kombu_knows_the_serializer_where_nothing_of_ours_is_imported(wheel: Path, tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)]
     subprocess.run(install, check=True)
@@ -85,7 +82,6 @@ def test_kombu_knows_the_serializer_where_nothing_of_ours_is_imported(wheel: Pat
     assert ran.stdout == "[array([1., 1.])]\n"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_service_without_torch_can_define_and_call_batch_tasks(wheel: Path, root: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
