@@ -9,8 +9,8 @@ import pytest
 import redis
 from batchery.worker.broker import Leases, Queue
 
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, message, settle
-from tests.support.services import valkey
+from tests.support.leases import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, message, settle
+from tests.support.servers import valkey
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import redis
 from batchery.worker.broker import Leases, Queue
 from batchery.worker.broker.lease_refresher import LeaseRefresher
 
-from tests.broker.conftest import Lists, MakeLeases, claim_all, labels, settle
-from tests.support.services import wait_until
+from tests.support.leases import Lists, MakeLeases, claim_all, labels, settle
+from tests.support.waiting import wait_until
 
 LEASE_S = 0.3
 

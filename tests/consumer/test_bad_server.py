@@ -10,8 +10,12 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.consumer.conftest import APP, Gate, calling
-from tests.support.services import Valkey, Worker, wait_until
+from tests.support.apps import APP
+from tests.support.callers import calling
+from tests.support.gates import Gate
+from tests.support.servers import Valkey
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAIT = 30.0
 MB = 1024 * 1024
@@ -85,6 +89,7 @@ def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_agai
     wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
 def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves(refuses: str) -> None:
     """As a stock worker: Celery itself writes before it consumes."""
@@ -105,6 +110,7 @@ def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves
         server.close()
 
 
+@pytest.mark.worker
 def test_a_worker_that_starts_before_its_server_serves_once_that_is_there() -> None:
     server = Valkey()
     worker = Worker(APP, args=(), env={"REDIS_URL": server.url})

@@ -16,6 +16,8 @@ from celery import Celery, signals
 
 from batchery import BatchTask, setup
 
+#: The name of this module, as `celery -A` takes it.
+APP = "tests.support.apps"
 #: List at the broker: one entry for each batch that ran, the JSON list of its items.
 BATCHES = "test:batches"
 #: List at the broker: what hooks and signals saw, as JSON lists.
