@@ -27,7 +27,6 @@ class Job(msgspec.Struct, eq=False):
     """
 
     id: str
-    #: Name of the called task.
     task: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
