@@ -101,14 +101,16 @@ def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
         except (TypeError, ValueError) as error:
             raise type(error)(f"Item {index}: {error}") from error
     form, first = rows[0]
-    kinds = {name: kind_of(array) for name, array in first.items()}
     for index, (other, arrays) in enumerate(rows):
         if other != form or arrays.keys() != first.keys():
             raise TypeError(f"Item {index} is a {other} of {[*arrays]}, item 0 a {form} of {[*first]}: {_ADVICE}")
-        for name, array in arrays.items():
-            if kind_of(array) != kinds[name]:
-                raise TypeError(f"Item {index}: {label(name)} is {kind_of(array)}, item 0 {kinds[name]}: {_ADVICE}")
-    return form, {name: [arrays[name] for _, arrays in rows] for name in first}
+    columns = {name: [arrays[name] for _, arrays in rows] for name in first}
+    for name, column in columns.items():
+        kinds = [*map(kind_of, column)]
+        for index, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise TypeError(f"Item {index}: {label(name)} is {kind}, item 0 {kinds[0]}: {_ADVICE}")
+    return form, columns
 
 
 def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice: str) -> None:

@@ -64,10 +64,7 @@ class Outcome(msgspec.Struct, eq=False):
 
 
 class Batch(msgspec.Struct, eq=False):
-    """Jobs that run together.
-
-    `started_at` and `finished_at` are seconds on the engine's clock, set by the thread that runs the batch.
-    """
+    """Jobs that run together. Times are seconds on the engine's clock, set by the thread that runs the batch."""
 
     task: str
     jobs: list[Job]

@@ -9,8 +9,7 @@ else the one with the earliest deadline at risk; else the first of the highest p
 within `small_batch_threshold`. A job that has waited `max_age_ms` therefore runs after at most as many batches as jobs
 stand before it in claim order, whatever else arrives.
 
-Then it picks the other jobs. Because padding is expensive, the jobs of one shape class are sorted by length, and cut
-into batches by their costs.
+Then the jobs of its shape class are sorted by length, because padding is expensive, and cut into batches by cost.
 """
 
 from collections.abc import Sequence
@@ -94,8 +93,9 @@ class GreedyPlanner:
         A batch is not made smaller because of a deadline in it: under overload, ever smaller batches would make ever
         more jobs late.
         """
-        chosen = set(map(id, batch.jobs))
-        expiring = [job for job in waiting if job.deadline is not None and id(job) not in chosen]
+        expiring = [job for job in waiting if job.deadline is not None]
+        chosen = set(map(id, batch.jobs)) if expiring else ()
+        expiring = [job for job in expiring if id(job) not in chosen]
         if not expiring:
             return None
         batch_ms = self._ms([max(batch.jobs, key=_length_or_0)], len(batch.jobs))
