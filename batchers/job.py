@@ -4,6 +4,7 @@ The classes are msgspec structs and not dataclasses, because one is made for eve
 """
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Any, Literal
 
 import msgspec
@@ -17,6 +18,19 @@ ClosedBy = Literal[
     "nothing left",  # No other waiting job can join it.
     "cost",  # One more job would cost more than it saves.
 ]
+
+
+class JobState(IntEnum):
+    """Where a job is on its way. The engine's job table says who moves it from which state to which."""
+
+    NEW = 0
+    PREPARING = 1
+    WAITING = 2
+    CHOSEN = 3
+    RUNNING = 4
+    SETTLING = 5
+    RETURNING = 6
+    LEFT = 7
 
 
 class Job(msgspec.Struct, eq=False):
@@ -51,6 +65,8 @@ class Job(msgspec.Struct, eq=False):
     prepared_at: float = 0.0
     #: Bytes of its message, which is held as long as the job is; 0 if there is none.
     size: int = 0
+    #: Changed by the engine's scheduler alone.
+    state: JobState = JobState.NEW
 
 
 class Outcome(msgspec.Struct, eq=False):
