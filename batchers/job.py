@@ -21,7 +21,7 @@ ClosedBy = Literal[
 
 
 class JobState(IntEnum):
-    """Where a job is on its way. The engine's job table says who moves it from which state to which."""
+    """The stage of a job. The engine's job table lists which event moves a job from which state to which."""
 
     NEW = 0
     PREPARING = 1
