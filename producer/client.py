@@ -19,7 +19,7 @@ from kombu.exceptions import EncodeError
 from . import private
 from .codec import serializer
 from .codec.json import is_plain
-from .publisher import Publisher, encode_message
+from .publisher import Publisher, kombu_message
 
 #: Message header: when the caller sent the job, in seconds since the epoch on the caller's clock.
 ENQUEUED_AT = "batchery_enqueued_at"
@@ -130,7 +130,7 @@ class _Template:
             except Exception as exc:  # whatever an object's own methods raise
                 raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
             body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
-            yield encode_message(headers, body, self.options, task_id, task_id, msgspec.json.encode)
+            yield msgspec.json.encode(kombu_message(headers, body, self.options, task_id, task_id))
 
 
 class BulkResult(Sequence[AsyncResult]):

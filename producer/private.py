@@ -9,8 +9,8 @@ nothing of `celery.worker`.
 | `Task.__header__` | checks a call's arguments where it is sent | `ARGUMENT_CHECK` | batch_task |
 | `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
-| `Task._orig_run` | Celery wraps no `run` that has one for `autoretry_for` | `ORIGINAL_RUN` | batch_task, local |
-| `celery.app.autoretry.add_autoretry_behaviour` | retries one call as Celery does | re-export | local |
+| `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery retries `run` | `retried` | local |
 | `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
 | `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
@@ -28,7 +28,7 @@ nothing of `celery.worker`.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery
 from celery.app.annotations import resolve_all
@@ -37,7 +37,7 @@ from celery.app.routes import MapRoute
 from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 
-__all__ = ["add_autoretry_behaviour", "head_from_fun"]
+__all__ = ["head_from_fun"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
@@ -45,6 +45,13 @@ pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
 receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
 kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
 declared_entities: Callable[[Any], set[int]] = attrgetter("connection.client.declared_entities")
+
+
+def retried(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    twin = object.__new__(type(task))
+    vars(twin).update({name: value for name, value in vars(task).items() if name != ORIGINAL_RUN}, run=run)
+    add_autoretry_behaviour(twin)
+    return cast(Callable[..., Any], twin.run)
 
 
 def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
