@@ -27,7 +27,7 @@ class CallSignature:
         self._all_named = all(parameter.kind in _NAMED for parameter in self._parameters)
         #: Whether a call has several arguments, so that its item is a tuple of them.
         self.many = len(self._parameters) != 1
-        #: `check(*args, **kwargs)` raises a TypeError unless they fit; it is quick, because callers run it for each call.
+        #: `check(*args, **kwargs)` raises a TypeError unless they fit. It is quick, because each call is checked.
         self.check = _quick_check(function, skip_self) or (lambda *args, **kwargs: self.item(args, kwargs))
 
     def require_columns(self, what: str) -> None:
