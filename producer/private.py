@@ -25,6 +25,7 @@ nothing of `celery.worker`.
 | `Channel.connection.client.declared_entities` | hashes of declared queues | `declared_entities` | publisher |
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
@@ -34,12 +35,17 @@ from celery import Celery
 from celery.app.annotations import resolve_all
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
+from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
 from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
+from kombu import Consumer
 
 __all__ = ["head_from_fun"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
+
+#: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
+_KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
 receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
@@ -90,3 +96,37 @@ def redis_client(channel: Any) -> Any:
     if client is None or client.connection_pool is not channel.pool:
         client = channel._batchery_client = channel._create_client()
     return client
+
+
+# -- The worker's ------------------------------------------------------------------------------------------------------
+
+
+class QuietConsumer(Consumer):
+    """Knows the worker's queues but fetches from none of them, because the engine claims instead.
+
+    A broadcast queue is a Redis channel and no list, so it is fetched from as ever.
+    """
+
+    def _basic_consume(self, queue: Any, *args: Any, **kwargs: Any) -> None:
+        if queue.exchange.type == "fanout":
+            super()._basic_consume(queue, *args, **kwargs)
+        else:
+            self._active_tags[queue.name] = queue.name
+
+
+def payload_of(request: Any) -> tuple[Any, Any, Any]:
+    """Return the arguments, keyword arguments and embedded signatures of a worker's `Request`."""
+    args, kwargs, embed = request._payload
+    return args, kwargs, embed
+
+
+def keeps_chord_parts_as_known(backend: RedisBackend) -> bool:
+    """Whether a Redis backend keeps the parts of chords as `settle.lua` does; else Celery has to add all of them."""
+    script = hashlib.sha1(CHORD_PART_RETURN_LUA.encode(), usedforsecurity=False).hexdigest()
+    is_stock = type(backend).on_chord_part_return is RedisBackend.on_chord_part_return
+    return is_stock and script == _KNOWN_PART_SCRIPT
+
+
+def chord_retention(backend: RedisBackend) -> tuple[bool, int]:
+    """Return whether a Redis backend keeps chords in order, and its seconds for a chord of groups; 0 is for ever."""
+    return bool(backend._chord_zset), int(backend._chord_result_expires or 0)

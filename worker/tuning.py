@@ -55,3 +55,30 @@ SETTLE_TOGETHER = 500
 
 #: Seconds that a drain waits for jobs whose preparation has begun, so that all jobs go back together and in order.
 GIVE_BACK_TOGETHER_S = 1.0
+
+# -- Consumer ----------------------------------------------------------------------------------------------------------
+
+#: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
+#: results have to wait.
+CLAIM_MAX_JOBS = 256
+
+#: Seconds that one wait for a message lasts at most. The worker looks at the queues then, whatever it was told.
+ARRIVAL_WAIT_S = 1.0
+#: Seconds until the worker looks again at capacity that was used up, or at messages that were other workers' share.
+CAPACITY_WAIT_S = 0.05
+
+#: Seconds that the jobs of a small claim get as a head start before the claim thread does anything else, because all
+#: that it does competes with them for the GIL; and the bytes of the messages of a small claim at most.
+SMALL_CLAIM_HEAD_START_S, SMALL_CLAIM_MAX_BYTES = 0.001, 65_536
+
+#: Seconds between two runs of the calls that wait for Celery's hub, because each turn of the hub costs the other
+#: threads the GIL.
+HUB_PAUSE_S = 0.01
+
+#: Bytes of a message's decompressed body at most. What is decoded from it may take about twenty times as much memory,
+#: if it is JSON of many small lists.
+MAX_BODY_BYTES = 64 * 2**20
+
+#: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
+#: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
+GC_THRESHOLD = 20_000

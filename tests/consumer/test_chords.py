@@ -10,9 +10,9 @@ import pytest
 import redis
 from batchery.batchers import Job, Outcome
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
-from batchery.worker.consumer.fast.result_store import ResultStore
+from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import FastCall, decode
-from batchery.worker.consumer.wire.request import LightRequest, context_of
+from batchery.worker.consumer.wire.request import FastRequest, context_of
 from celery import Celery, chord
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,13 +100,12 @@ class Worker:
         call = decode(claim.message, ACCEPT)
         assert isinstance(call, FastCall)
         task = self.house.app.tasks[call.headers.task]
-        reply = LightRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
+        reply = FastRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
         job = Job(call.headers.id, task.name, call.args, call.kwargs, reply, 0.0, claim.seq)
         return Outcome(job, value=[*call.args])
 
     def settle(self, outcomes: list[Outcome]) -> list[Settled]:
-        self.store.encode(outcomes)
-        return self.store.settle(outcomes, [])
+        return self.store.settle(outcomes)
 
     def tell_celery(self, outcome: Outcome, *, dies: bool = False) -> None:
         """Store as Celery's own worker does, which counts the chord and calls back; acknowledge, unless it `dies`."""

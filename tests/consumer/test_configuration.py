@@ -195,6 +195,7 @@ def test_a_worker_without_batch_tasks_serves_plain_ones(app: Celery, server: str
 # --- What a worker does not start with --------------------------------------------------------------------------------
 
 
+@pytest.mark.worker
 def test_a_worker_with_a_wrong_file_leaves_at_once_with_all_that_is_wrong(tmp_path: Path, server: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(

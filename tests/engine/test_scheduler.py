@@ -9,7 +9,8 @@ import pytest
 from batchery.batchers import Batch, Job, JobState
 from batchery.configs import TaskOptions
 from batchery.worker.engine import Capacity
-from batchery.worker.engine.scheduler import MOVES, Scheduler, TaskState
+from batchery.worker.engine.job_table import MOVES, TaskState
+from batchery.worker.engine.scheduler import Scheduler
 from batchery.worker.engine.stats import Stats
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ def prepare(scheduler: Scheduler, jobs: Iterable[Job]) -> None:
 
 
 def give_back(scheduler: Scheduler, jobs: list[Job]) -> None:
-    scheduler.returned(jobs)
+    scheduler.move("returned", jobs)
     scheduler.left(jobs, "given back")
 
 
@@ -195,7 +196,7 @@ def test_batches_are_counted_with_their_sizes_padding_and_times() -> None:
         assert batch is not None
         scheduler.started(batch, NOW + 1)
         assert batch.started_at == NOW + 1
-        scheduler.ran(batch.jobs)
+        scheduler.move("ran", batch.jobs)
         batch.finished_at = NOW + 3
         scheduler.finished(batch, whole=True, more=False)
         scheduler.settled(batch, NOW + 3.5)
@@ -251,11 +252,11 @@ def test_a_move_that_the_table_does_not_have_is_refused(move: str, sources: list
         one = job(1)
         one.state = state
         if state in sources:
-            scheduler._move(move, [one])
+            scheduler.move(move, [one])
             assert one.state is target
         else:
             with pytest.raises(RuntimeError, match=f"Job 1 is {state.name} and cannot be {move}"):
-                scheduler._move(move, [one])
+                scheduler.move(move, [one])
 
 
 def test_preprocess_threads_get_the_jobs_that_were_claimed_first() -> None:
@@ -264,7 +265,8 @@ def test_preprocess_threads_get_the_jobs_that_were_claimed_first() -> None:
     for group in (first, second, third):
         scheduler.claimed(group)
         scheduler.tasks[group[0].task].unprepared.append(group)
-    assert [scheduler.next_unprepared() for _ in range(4)] == [first, second, third, []]
+    assert [scheduler.next_unprepared() for _ in range(3)] == [first, second, third]
+    assert not scheduler.has_unprepared
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -288,7 +290,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def leave(self, jobs: list[Job], move: str) -> None:
         if move == "given back" and any(job.state is not JobState.RETURNING for job in jobs):
-            self.scheduler.returned(jobs)
+            self.scheduler.move("returned", jobs)
         self.scheduler.left(jobs, move)
         self.left += jobs
 
@@ -313,7 +315,7 @@ class AnyOrder(RuleBasedStateMachine):
         jobs = data.draw(st.permutations(self.unprepared))[: data.draw(st.integers(0, 5))]
         self.unprepared = [job for job in self.unprepared if job not in jobs]
         failed = jobs[: data.draw(st.integers(0, 1))]
-        self.scheduler.failed(failed)
+        self.scheduler.move("failed", failed)
         self.settling += failed
         sound = jobs[len(failed) :]
         if self.scheduler.draining:
@@ -356,7 +358,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         assert self.running is not None
-        self.scheduler.ran(self.running.jobs)
+        self.scheduler.move("ran", self.running.jobs)
         self.running.finished_at = self.now
         self.scheduler.finished(self.running, whole=True, more=False)
         self.settling += self.running.jobs

@@ -34,7 +34,7 @@ def without_parameters() -> list[Any]:
 # -- Refused -----------------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"max_batch_size": 0}, "max_batch_size = 0 is not possible: it must be a whole number from 1 up"),
+    ({"max_batch_size": 0}, "max_batch_size = 0 is not possible: it must be a whole number from 1 to 65,536"),
     ({"max_batch_tokens": "many"}, "max_batch_tokens = 'many' is not possible"),
     ({"max_wait_ms": -1}, "max_wait_ms = -1 is not possible"),
     ({"acks_late": False}, "acks_late = False is not possible: a job is acknowledged with its result"),

@@ -100,7 +100,6 @@ def access_rules(root: Path) -> list[list[str]]:
     return [line.split()[1:] for line in block.text.splitlines()]
 
 
-@pytest.mark.slow
 def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "calls.py").write_text(CALLS)
