@@ -10,7 +10,7 @@ nothing of `celery.worker`.
 | `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
 | `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
-| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery retries `run` | `retried` | local |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery retries `run` | `retried`, re-export | local, replay |
 | `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
 | `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
@@ -40,7 +40,7 @@ from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 from kombu import Consumer
 
-__all__ = ["head_from_fun"]
+__all__ = ["add_autoretry_behaviour", "head_from_fun"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
