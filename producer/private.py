@@ -10,7 +10,7 @@ nothing of `celery.worker`.
 | `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
 | `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
-| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery retries `run` | `retried`, re-export | local, replay |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery does `run` | `retried` | local, replay |
 | `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
 | `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
