@@ -11,7 +11,7 @@ nothing of `celery.worker`.
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
 | `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
 | `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery does `run` | `retried` | local, replay |
-| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
+| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | batch_task |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
 | `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
