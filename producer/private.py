@@ -13,7 +13,7 @@ nothing of `celery.worker`.
 | `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery does `run` | `retried` | local, replay |
 | `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | batch_task |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
-| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
+| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `argsrepr_size` | client |
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
@@ -40,13 +40,14 @@ from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 from kombu import Consumer
 
-__all__ = ["add_autoretry_behaviour", "head_from_fun"]
+__all__ = ["add_autoretry_behaviour", "head_from_fun", "saferepr"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
 #: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
 _KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
+argsrepr_size: Callable[[Celery], int] = attrgetter("amqp.argsrepr_maxsize")
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
 receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
 kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
@@ -62,10 +63,6 @@ def retried(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
 
 def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
     yield from resolve_all(task_class.app.annotations, task_class)
-
-
-def show_arguments(app: Celery, arguments: Any) -> str:
-    return str(saferepr(arguments, app.amqp.argsrepr_maxsize))
 
 
 def routes_by_name(app: Celery) -> bool:
