@@ -9,11 +9,11 @@ nothing of `celery.worker`.
 | `Task.__header__` | checks a call's arguments where it is sent | `ARGUMENT_CHECK` | batch_task |
 | `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
-| `Task._orig_run` | Celery wraps no `run` that has one for `autoretry_for` | `ORIGINAL_RUN` | batch_task, local |
-| `celery.app.autoretry.add_autoretry_behaviour` | retries one call as Celery does | re-export | local |
-| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
+| `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery does `run` | `retried` | local, replay |
+| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | batch_task |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
-| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
+| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `argsrepr_size` | client |
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
@@ -29,7 +29,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery
 from celery.app.annotations import resolve_all
@@ -40,25 +40,29 @@ from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 from kombu import Consumer
 
-__all__ = ["add_autoretry_behaviour", "head_from_fun"]
+__all__ = ["add_autoretry_behaviour", "head_from_fun", "saferepr"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
 #: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
 _KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
+argsrepr_size: Callable[[Celery], int] = attrgetter("amqp.argsrepr_maxsize")
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
 receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
 kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
 declared_entities: Callable[[Any], set[int]] = attrgetter("connection.client.declared_entities")
 
 
+def retried(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    twin = object.__new__(type(task))
+    vars(twin).update({name: value for name, value in vars(task).items() if name != ORIGINAL_RUN}, run=run)
+    add_autoretry_behaviour(twin)
+    return cast(Callable[..., Any], twin.run)
+
+
 def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
     yield from resolve_all(task_class.app.annotations, task_class)
-
-
-def show_arguments(app: Celery, arguments: Any) -> str:
-    return str(saferepr(arguments, app.amqp.argsrepr_maxsize))
 
 
 def routes_by_name(app: Celery) -> bool:
