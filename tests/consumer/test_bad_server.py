@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 
 import pytest
 import redis
@@ -38,20 +39,22 @@ def admin(server: str, client: redis.Redis) -> Iterator[redis.Redis]:
         yield admin
         admin.replicaof("no", "one")
         admin.config_set("maxmemory", 0)
-        admin.config_set("proto-max-bulk-len", 512 * MB)
 
 
-def test_a_result_larger_than_the_server_takes_fails_alone_and_is_acknowledged(
-    app: Celery, admin: redis.Redis, worker: Worker
-) -> None:
+@pytest.fixture(scope="module")
+def worker_env() -> Mapping[str, str]:
+    """The file's worker takes 1 MB for the largest result."""
+    return {"TUNING": json.dumps({"MAX_RESULT_BYTES": MB})}
+
+
+def test_a_result_larger_than_redis_takes_fails_alone_and_is_acknowledged(app: Celery, worker: Worker) -> None:
     swell = app.tasks["swell"]
     assert swell.delay(1).get(timeout=WAIT) == "x"
-    admin.config_set("proto-max-bulk-len", MB)
     small, large, other = swell.delay_many([10, 2 * MB, 20])
     linked = swell.apply_async((3 * MB,), link=app.tasks["note_value"].s())  # it goes Celery's own way
     assert (small.get(timeout=WAIT), other.get(timeout=WAIT)) == ("x" * 10, "x" * 20)
     for result in (large, linked):
-        with pytest.raises(Exception, match=rf"The result is \d+ bytes, and the server takes {MB} at most") as caught:
+        with pytest.raises(Exception, match=rf"The result is \d+ bytes, but Redis takes {MB} at most") as caught:
             result.get(timeout=5)
         assert type(caught.value).__name__ == "BatchFailed"
 

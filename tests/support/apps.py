@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from batchery.configs import WorkerOptions
+from batchery.worker import tuning
 from celery import Celery, signals
 
 from batchery import BatchTask, setup
@@ -257,6 +258,7 @@ class Hooked(BatchTask):
         note(self.app, SEEN, ["after_return", status, task_id, list(args)])
 
 
+vars(tuning).update(json.loads(os.environ.get("TUNING", "{}")))
 app = make_app(
     os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0"),
     os.environ.get("RESULTS_URL"),
