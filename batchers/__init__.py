@@ -4,7 +4,7 @@ from .batcher import Batcher
 from .bucket import BucketBatcher
 from .concat import ConcatBatcher
 from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch
-from .job import Batch, Job, Outcome
+from .job import Batch, Job, JobState, Outcome
 from .list import ListBatcher
 from .pad import PadBatcher
 from .planning.cost import CostFunction, CostModel
@@ -24,6 +24,7 @@ __all__ = [
     "GreedyPlanner",
     "Job",
     "JobRejected",
+    "JobState",
     "ListBatcher",
     "Outcome",
     "OutputMismatch",

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 from celery import Celery
 
-from tests.support.services import wait_until
+from tests.support.waiting import wait_until
 
 QUEUE = "bench"
 PREPARED = "bench-prepared"

@@ -13,7 +13,8 @@ from typing import Any
 import redis
 from celery import chord
 
-from tests.support.services import valkey, wait_until
+from tests.support.servers import valkey
+from tests.support.waiting import wait_until
 
 from .apps import import_app
 from .backlog import PREPARED, QUEUE, RESULT_PREFIX

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.support.services import ROOT, ServiceError, celery_worker
+from tests.support.paths import ROOT
+from tests.support.waiting import ServiceError
+from tests.support.workers import celery_worker
 
 from .backlog import QUEUE
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.support.services import ServiceError, celery_worker, valkey
+from tests.support.servers import valkey
+from tests.support.waiting import ServiceError
+from tests.support.workers import celery_worker
 
 from .demo_plot import plot
 from .report import Report, rounded

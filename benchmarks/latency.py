@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 from .apps import import_app
 from .contenders import BATCHERY, STOCK, Alive

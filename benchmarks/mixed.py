@@ -17,7 +17,9 @@ from typing import Any
 
 import matplotlib
 
-from tests.support.services import ROOT, ServiceError, valkey
+from tests.support.paths import ROOT
+from tests.support.servers import valkey
+from tests.support.waiting import ServiceError
 
 from .backlog import QUEUE, load
 from .contenders import Contender

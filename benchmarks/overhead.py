@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 from .apps.payloads import PAYLOADS
 from .backlog import load

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from batchery.batchers import CostFunction, CostModel, GreedyPlanner, Job
-from batchery.batchers.planning.cost import linear_cost
 from batchery.batchers.planning.cut import Limits, cut, price
 from batchery.configs import TaskOptions
+
+from tests.support.planning import linear_cost
 
 from .report import Report, median, rounded
 from .texts import texts

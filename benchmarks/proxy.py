@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from tests.support.services import ROOT, ServiceError
+from tests.support.paths import ROOT
+from tests.support.waiting import ServiceError
 
 
 @contextmanager

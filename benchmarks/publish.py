@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 from .apps import import_app
 from .backlog import QUEUE

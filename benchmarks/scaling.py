@@ -10,7 +10,7 @@ import argparse
 from contextlib import ExitStack
 from typing import Any
 
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 from .apps.payloads import PAYLOADS
 from .backlog import load

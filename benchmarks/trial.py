@@ -13,7 +13,8 @@ import numpy as np
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeout
 
-from tests.support.services import ServiceError, Worker
+from tests.support.waiting import ServiceError
+from tests.support.workers import Worker
 
 from .backlog import RESULT_PREFIX
 from .report import percentile, rounded

@@ -1,4 +1,4 @@
-"""JSON as kombu writes it, at a fraction of the cost where the values are plain."""
+"""JSON as kombu writes it, at a fraction of kombu's cost for values of JSON's own types."""
 
 import contextlib
 from typing import Any
@@ -58,9 +58,8 @@ def as_lists(value: Any) -> Any:
                 'result_serializer = "batchery".'
             )
         return value.tolist()
-    if isinstance(value, dict):
-        plain = set(map(type, value.values())) <= _PLAIN
-        return value if plain else {key: as_lists(part) for key, part in value.items()}
+    if isinstance(value, dict) and not set(map(type, value.values())) <= _PLAIN:
+        return {key: as_lists(part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not set(map(type, value)) <= _PLAIN:
         parts = [as_lists(part) for part in value]
         return tuple(parts) if type(value) is tuple else parts

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
-from celery.utils.functional import head_from_fun
+from .. import private
 
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -103,5 +103,5 @@ def _quick_check(function: Any, skip_self: bool) -> Callable[..., Any] | None:
         named = FunctionType(code, space, "preprocess", function.__defaults__, function.__closure__)
         named.__kwdefaults__ = function.__kwdefaults__
         function = named
-    check: Callable[..., Any] = head_from_fun(function, bound=skip_self)
+    check: Callable[..., Any] = private.head_from_fun(function, bound=skip_self)
     return check

@@ -133,7 +133,7 @@ def test_an_output_to_be_cut_that_is_not_as_long_as_the_inputs_is_an_output_mism
     for unpad, shape in ((0, (2, 4)), (0, (2,)), (1, (2, 3)), (-2, (2, 3)), (1, (2, 3, 4))):
         with pytest.raises(OutputMismatch, match="padded to 3"):
             PadBatcher(unpad=unpad).unbatch(np.ones(shape), context)
-    with pytest.raises(OutputMismatch, match="name the outputs to be cut"):
+    with pytest.raises(OutputMismatch, match="name them in unpad"):
         PadBatcher(unpad=0).unbatch((np.ones((2, 3)), np.ones((2, 768))), context)
 
 

@@ -14,7 +14,7 @@ from benchmarks.backlog import QUEUE, load
 from benchmarks.contenders import floor
 from benchmarks.proxy import delayed
 from benchmarks.texts import texts
-from tests.support.services import ROOT
+from tests.support.paths import ROOT
 
 
 def test_texts_are_the_same_on_every_run() -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from benchmarks.trial import Trial, answer_all, arrivals
-from tests.support.services import ServiceError, wait_until
+from tests.support.waiting import ServiceError, wait_until
 
 
 def test_arrivals_are_noted_when_results_are_published(redis_url: str, redis_client: redis.Redis) -> None:

@@ -9,8 +9,8 @@ import pytest
 import redis
 from batchery.worker.broker import Leases, Queue
 
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, message, settle
-from tests.support.services import valkey
+from tests.support.leases import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, labels, message, settle
+from tests.support.servers import valkey
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_orphans_of_many_bytes_are_put_back_in_several_sweeps_in_order(
     lists.put(*range(5))
     claims = claim_all(leases, queue)
     lists.run_out()
-    monkeypatch.setattr("batchery.worker.broker.leases._ORPHAN_BYTES", 2 * len(claims[0].message) + 200)
+    monkeypatch.setattr("batchery.worker.tuning.SWEEP_MAX_BYTES", 2 * len(claims[0].message) + 200)
     swept = [leases.sweep() for _ in range(4)]
     assert swept == [2, 2, 1, 0]
     assert lists.labels() == list(range(5))
@@ -187,7 +187,7 @@ def test_results_of_many_bytes_are_settled_in_several_steps(
     leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server closes the connection of whoever sends more than 1 GB at once."""
-    monkeypatch.setattr("batchery.worker.broker.leases._SETTLE_BYTES", 30)
+    monkeypatch.setattr("batchery.worker.tuning.SETTLE_MAX_BYTES", 30)
     lists.put(*range(5))
     claims = claim_all(leases, queue)
     redis_client.config_resetstat()

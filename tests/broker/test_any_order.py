@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.broker.conftest import Lists, bytes_of, client_of, label_of
+from tests.support.leases import Lists, bytes_of, client_of, label_of
 
 WORKERS = 3
 

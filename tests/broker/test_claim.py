@@ -12,7 +12,7 @@ from batchery.worker.broker import Leases, Queue, connect
 from kombu import Connection
 from kombu import Queue as KombuQueue
 
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, label_of, labels, message, settle
+from tests.support.leases import ALL, ANY_SIZE, Lists, MakeLeases, claim_all, label_of, labels, message, settle
 
 ODD_NAMES = [
     "with spaces",

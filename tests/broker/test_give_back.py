@@ -9,7 +9,7 @@ import pytest
 import redis
 from batchery.worker.broker import Leases, Queue
 
-from tests.broker.conftest import Lists, MakeLeases, claim_all, labels, message, settle
+from tests.support.leases import Lists, MakeLeases, claim_all, labels, message, settle
 
 
 def test_what_is_given_back_is_first_in_line_in_claim_order(leases: Leases, lists: Lists, queue: Queue) -> None:

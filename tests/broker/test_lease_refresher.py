@@ -10,8 +10,8 @@ import redis
 from batchery.worker.broker import Leases, Queue
 from batchery.worker.broker.lease_refresher import LeaseRefresher
 
-from tests.broker.conftest import Lists, MakeLeases, claim_all, labels, settle
-from tests.support.services import wait_until
+from tests.support.leases import Lists, MakeLeases, claim_all, labels, settle
+from tests.support.waiting import wait_until
 
 LEASE_S = 0.3
 
@@ -25,7 +25,7 @@ def keep(queue: Queue) -> Iterator[Keep]:
     def start(
         leases: Leases, hung: Callable[[], bool] = lambda: False, on_hung: Callable[[], None] = lambda: None
     ) -> LeaseRefresher:
-        keepers.append(LeaseRefresher(leases, lambda: [queue], lease_s=LEASE_S, hung=hung, on_hung=on_hung))
+        keepers.append(LeaseRefresher(leases, lambda: [queue], lease_s=LEASE_S, stalled=hung, on_stalled=on_hung))
         keepers[-1].start()
         return keepers[-1]
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
 
-from tests.broker.conftest import Lists, MakeLeases, claim_all, settle
+from tests.support.leases import Lists, MakeLeases, claim_all, settle
 
 
 def result(client: redis.Redis, label: object) -> Any:

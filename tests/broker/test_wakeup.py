@@ -10,8 +10,8 @@ import pytest
 import redis
 from batchery.worker.broker import ArrivalWatcher, Queue, connect
 
-from tests.broker.conftest import Lists, client_of, message
-from tests.support.services import wait_until
+from tests.support.leases import Lists, client_of, message
+from tests.support.waiting import wait_until
 
 #: No test waits this long: a bell that does not ring fails by the answer.
 LONG = 60.0

@@ -5,7 +5,6 @@ All of it goes to one worker, and the messages into one claim: they must bear ea
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime as dt
 import json
@@ -22,40 +21,16 @@ import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from tests.consumer.conftest import options, unsettled
-from tests.support.services import Worker, wait_until
+from tests.support.callers import options, unsettled
+from tests.support.envelopes import message
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAIT = 30.0
 MB = 1024 * 1024
 
 #: Nested too deeply for any decoder.
 DEEP = b"[" * 100_000 + b"]" * 100_000
-
-
-def message(body: bytes | str = b"[[1], {}, {}]", /, *, without: str = "", **changes: Any) -> bytes:
-    """A call of `echo` as kombu writes it, with `changes` to its headers, its properties, or what holds these."""
-    headers = {"task": "echo", "id": "{id}", "lang": "py"}
-    properties = {
-        "body_encoding": "base64",
-        "correlation_id": "{id}",
-        "delivery_info": {"exchange": "", "routing_key": "celery"},
-        "delivery_mode": 2,
-        "delivery_tag": "{id}",
-        "priority": 0,
-    }
-    envelope = {
-        "body": body if isinstance(body, str) else base64.b64encode(body).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": headers,
-        "properties": properties,
-    }
-    for name, value in changes.items():
-        name = name.replace("_", "-") if name.startswith("content") else name
-        (envelope if name in envelope else properties if name in properties else headers)[name] = value
-    for part in (headers, properties, envelope):
-        part.pop(without, None)
-    return json.dumps(envelope).encode()
 
 
 class Unpickled:
@@ -319,7 +294,6 @@ def test_an_expiry_an_hour_off_is_taken_at_its_word_as_by_celery(app: Celery) ->
 # -- Large messages ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_messages_of_50_mb_are_served_one_by_one_and_hold_up_no_other_task(app: Celery, client: redis.Redis) -> None:
     """Each is more than all that this worker is to hold of one task."""
     text = "x" * (50 * MB)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 
 import pytest
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.consumer.conftest import APP, Gate, calling
-from tests.support.services import Valkey, Worker, wait_until
+from tests.support.apps import APP
+from tests.support.callers import calling
+from tests.support.gates import Gate
+from tests.support.servers import Valkey
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAIT = 30.0
 MB = 1024 * 1024
@@ -34,20 +39,22 @@ def admin(server: str, client: redis.Redis) -> Iterator[redis.Redis]:
         yield admin
         admin.replicaof("no", "one")
         admin.config_set("maxmemory", 0)
-        admin.config_set("proto-max-bulk-len", 512 * MB)
 
 
-def test_a_result_larger_than_the_server_takes_fails_alone_and_is_acknowledged(
-    app: Celery, admin: redis.Redis, worker: Worker
-) -> None:
+@pytest.fixture(scope="module")
+def worker_env() -> Mapping[str, str]:
+    """The file's worker takes 1 MB for the largest result."""
+    return {"TUNING": json.dumps({"MAX_RESULT_BYTES": MB})}
+
+
+def test_a_result_larger_than_redis_takes_fails_alone_and_is_acknowledged(app: Celery, worker: Worker) -> None:
     swell = app.tasks["swell"]
     assert swell.delay(1).get(timeout=WAIT) == "x"
-    admin.config_set("proto-max-bulk-len", MB)
     small, large, other = swell.delay_many([10, 2 * MB, 20])
     linked = swell.apply_async((3 * MB,), link=app.tasks["note_value"].s())  # it goes Celery's own way
     assert (small.get(timeout=WAIT), other.get(timeout=WAIT)) == ("x" * 10, "x" * 20)
     for result in (large, linked):
-        with pytest.raises(Exception, match=rf"The result is \d+ bytes, and the server takes {MB} at most") as caught:
+        with pytest.raises(Exception, match=rf"The result is \d+ bytes, but Redis takes {MB} at most") as caught:
             result.get(timeout=5)
         assert type(caught.value).__name__ == "BatchFailed"
 
@@ -82,6 +89,7 @@ def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_agai
     wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
 def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves(refuses: str) -> None:
     """As a stock worker: Celery itself writes before it consumes."""
@@ -102,6 +110,7 @@ def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves
         server.close()
 
 
+@pytest.mark.worker
 def test_a_worker_that_starts_before_its_server_serves_once_that_is_there() -> None:
     server = Valkey()
     worker = Worker(APP, args=(), env={"REDIS_URL": server.url})

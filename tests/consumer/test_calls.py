@@ -8,9 +8,10 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.consumer.conftest import Gate, held_back, unsettled
 from tests.support.apps import BATCHES
-from tests.support.services import wait_until
+from tests.support.callers import held_back, unsettled
+from tests.support.gates import Gate
+from tests.support.waiting import wait_until
 
 WAIT = 15.0
 

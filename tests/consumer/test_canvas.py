@@ -10,7 +10,7 @@ import redis
 from celery import Celery, chain, chord, group
 
 from tests.support.apps import BATCHES, SEEN
-from tests.support.services import wait_until
+from tests.support.waiting import wait_until
 
 WAIT = 20.0
 

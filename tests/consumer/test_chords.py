@@ -10,15 +10,15 @@ import pytest
 import redis
 from batchery.batchers import Job, Outcome
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
-from batchery.worker.consumer.fast.result_store import ResultStore
+from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import FastCall, decode
-from batchery.worker.consumer.wire.request import LightRequest, context_of
+from batchery.worker.consumer.wire.request import FastRequest, context_of
 from celery import Celery, chord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.broker.conftest import ALL, ANY_SIZE, Lists, bytes_of, client_of, label_of
-from tests.consumer.conftest import disconnect
+from tests.support.callers import disconnect
+from tests.support.leases import ALL, ANY_SIZE, Lists, bytes_of, client_of, label_of
 from tests.support.messages import ACCEPT, stock
 
 # Celery's own way to store a result.
@@ -100,13 +100,12 @@ class Worker:
         call = decode(claim.message, ACCEPT)
         assert isinstance(call, FastCall)
         task = self.house.app.tasks[call.headers.task]
-        reply = LightRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
+        reply = FastRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
         job = Job(call.headers.id, task.name, call.args, call.kwargs, reply, 0.0, claim.seq)
         return Outcome(job, value=[*call.args])
 
     def settle(self, outcomes: list[Outcome]) -> list[Settled]:
-        self.store.encode(outcomes)
-        return self.store.settle(outcomes, [])
+        return self.store.settle(outcomes)
 
     def tell_celery(self, outcome: Outcome, *, dies: bool = False) -> None:
         """Store as Celery's own worker does, which counts the chord and calls back; acknowledge, unless it `dies`."""
@@ -118,7 +117,7 @@ class Worker:
     def finish(self, outcomes: list[Outcome]) -> None:
         """Settle in bulk, and let Celery do what is left to it."""
         for outcome, answer in zip(outcomes, self.settle(outcomes), strict=True):
-            if answer == Settled.LEFT:
+            if answer == Settled.NEEDS_CELERY:
                 self.tell_celery(outcome)
 
     def _request(self, claim: Claim) -> Any:
@@ -149,7 +148,7 @@ def test_all_parts_but_the_last_are_settled_and_the_last_is_celerys(house: House
     group = house.call(5)
     worker = house.worker()
     parts = worker.claim()
-    assert worker.settle(parts) == [Settled.DONE] * 4 + [Settled.LEFT]
+    assert worker.settle(parts) == [Settled.DONE] * 4 + [Settled.NEEDS_CELERY]
     assert [each.job.args for each in parts if worker.leases.holds(each.job.reply.claim)] == [[4]]
     assert house.callbacks() == []
     worker.tell_celery(parts[-1])
@@ -243,7 +242,7 @@ def test_many_chords_in_one_lot_keep_apart(house: House) -> None:
         house.call(count)
     worker = house.worker()
     parts = worker.claim()
-    assert worker.settle(parts).count(Settled.LEFT) == len(counts)
+    assert worker.settle(parts).count(Settled.NEEDS_CELERY) == len(counts)
     worker.finish([part for part in parts if worker.leases.holds(part.job.reply.claim)])
     assert sorted(map(len, house.callbacks())) == counts
 
@@ -254,7 +253,7 @@ def test_results_in_another_database_have_their_chords_there(many_databases: str
         house.call(3)
         worker = house.worker()
         parts = worker.claim()
-        assert worker.settle(parts) == [Settled.DONE, Settled.DONE, Settled.LEFT]
+        assert worker.settle(parts) == [Settled.DONE, Settled.DONE, Settled.NEEDS_CELERY]
         worker.tell_celery(parts[-1])
         assert house.callbacks() == [[[0], [1], [2]]]
         assert not list(house.client.scan_iter("celery-task*"))

@@ -13,7 +13,7 @@ from batchery.worker.broker import Claim, Queue
 from batchery.worker.consumer.fast.fetch import to_job
 from batchery.worker.consumer.wire.decode import decode
 
-from tests.consumer.test_bad_input import message
+from tests.support.envelopes import message
 from tests.support.messages import ACCEPT
 
 HOUR = 3600.0

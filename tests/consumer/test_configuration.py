@@ -15,9 +15,11 @@ import redis
 from batchery.configs import TASK_OPTION_NAMES
 from celery import Celery
 
-from tests.consumer.conftest import APP, held_back, options
-from tests.support.apps import BATCHES
-from tests.support.services import ROOT, Worker, celery_worker, wait_until
+from tests.support.apps import APP, BATCHES
+from tests.support.callers import held_back, options
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, celery_worker
 
 WAIT = 30.0
 #: The queue of this file's worker; the tasks that it does not serve are sent to the app's other queue.
@@ -193,6 +195,7 @@ def test_a_worker_without_batch_tasks_serves_plain_ones(app: Celery, server: str
 # --- What a worker does not start with --------------------------------------------------------------------------------
 
 
+@pytest.mark.worker
 def test_a_worker_with_a_wrong_file_leaves_at_once_with_all_that_is_wrong(tmp_path: Path, server: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(

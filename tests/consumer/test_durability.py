@@ -10,9 +10,12 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.consumer.conftest import APP, Gate, StartWorker, calling, options, unsettled
-from tests.support.apps import BATCHES
-from tests.support.services import Valkey, celery_worker, wait_until
+from tests.support.apps import APP, BATCHES
+from tests.support.callers import calling, options, unsettled
+from tests.support.gates import Gate
+from tests.support.servers import Valkey
+from tests.support.waiting import wait_until
+from tests.support.workers import StartWorker, celery_worker
 
 WAIT = 30.0
 
@@ -149,6 +152,7 @@ def test_sigterm_gives_back_what_waits_for_its_time(
     assert not unsettled(redis_client)
 
 
+@pytest.mark.worker
 def test_a_restarted_server_loses_nothing(gate: Gate) -> None:
     server = Valkey(appendonly="yes", appendfsync="always")
     try:

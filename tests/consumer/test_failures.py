@@ -10,7 +10,8 @@ from celery import Celery
 from celery.exceptions import NotRegistered
 
 from tests.support.apps import BATCHES
-from tests.support.services import Worker, wait_until
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 FULL = 16  # every task's max_batch_size: that many calls of `picky` are one batch
 

@@ -10,8 +10,10 @@ import pytest
 import redis
 from batchery.worker import health
 
-from tests.consumer.conftest import Gate, calling
-from tests.support.services import Worker, wait_until
+from tests.support.callers import calling
+from tests.support.gates import Gate
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 APP = """
 import os
@@ -42,6 +44,7 @@ app.register_task(Slow())
 """
 
 
+@pytest.mark.worker
 @pytest.mark.leaves_leases
 def test_a_worker_is_ready_once_its_models_are_loaded_and_not_while_its_batch_hangs(
     redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

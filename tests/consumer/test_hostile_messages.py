@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from batchery.producer.codec.serializer import CONTENT_TYPE
-from batchery.worker.consumer.wire.decode import MAX_BODY_BYTES, decode
+from batchery.worker import tuning
+from batchery.worker.consumer.wire.decode import decode
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +64,7 @@ def test_a_message_whose_body_is_larger_than_the_bound_is_refused(app: Celery) -
         with pytest.raises(ValueError, match="larger than"):
             stock(app, raw)
         assert decode(raw, ACCEPT) is not None
-    assert MAX_BODY_BYTES >= 16 * 2**20
+    assert tuning.MAX_BODY_BYTES >= 16 * 2**20
 
 
 DAMAGED = {

@@ -12,8 +12,11 @@ import redis
 from celery import Celery
 from celery.events.state import State
 
-from tests.consumer.conftest import APP, Gate, unsettled
-from tests.support.services import Worker, celery_worker, wait_until
+from tests.support.apps import APP
+from tests.support.callers import unsettled
+from tests.support.gates import Gate
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, celery_worker
 
 WAIT = 15.0
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import redis
 import torch
-from batchery.worker.consumer.wire.decode import MAX_BODY_BYTES
+from batchery.worker import tuning
 from celery import Celery, chord
 from kombu.utils import json as kombu_json
 
-from tests.consumer.conftest import calling, held_back, unsettled
-from tests.support.services import wait_until
+from tests.support.callers import calling, held_back, unsettled
+from tests.support.waiting import wait_until
 
 WAIT = 15.0
 
@@ -104,10 +104,10 @@ def test_compressed_messages_are_decompressed(app: Celery, compression: str) -> 
 
 def test_a_message_that_grows_beyond_the_bound_fails_alone_and_says_why(app: Celery) -> None:
     double = app.tasks["double"]
-    bomb = double.apply_async((np.zeros(MAX_BODY_BYTES, np.uint8),), compression="gzip")
+    bomb = double.apply_async((np.zeros(tuning.MAX_BODY_BYTES, np.uint8),), compression="gzip")
     sound = double.delay(VECTOR)
     assert same(VECTOR * 2, sound.get(timeout=WAIT))
-    with pytest.raises(Exception, match=f"larger than {MAX_BODY_BYTES} bytes: send a reference"):
+    with pytest.raises(Exception, match=f"larger than {tuning.MAX_BODY_BYTES} bytes: send a reference"):
         bomb.get(timeout=WAIT)
 
 

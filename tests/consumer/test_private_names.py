@@ -12,7 +12,6 @@ import click
 import pytest
 from celery import Celery
 from celery.app import amqp, trace
-from celery.app.annotations import resolve_all
 from celery.exceptions import CeleryCommandException
 from celery.worker import control, state, strategy
 from celery.worker.consumer import Consumer
@@ -81,10 +80,6 @@ def test_the_router_takes_its_queues_and_tells_a_tasks_route() -> None:
     assert names(router.route) == ["options", "name", "args", "kwargs", "task_type"]
     assert router.route({}, "any")["queue"].name == "celery"
     app.close()
-
-
-def test_annotations_are_resolved_by_a_function() -> None:
-    assert names(resolve_all) == ["anno", "task"]
 
 
 def test_remote_control_commands_are_registered_by_name() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchery.worker.broker import Queue
-from batchery.worker.consumer.fast.queue_selector import CELERY, QueueSelector, Turn
-from batchery.worker.engine import Room
+from batchery.worker.consumer.fast.queue_selector import CELERY, QueueSelector, Selection
+from batchery.worker.engine import Capacity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,18 +14,18 @@ A, B = Queue("for-a"), Queue("for-b")
 MANY = 10**9
 
 
-def rooms(**jobs: int) -> dict[str, Room]:
-    return {task: Room(count, MANY) for task, count in jobs.items()}
+def rooms(**jobs: int) -> dict[str, Capacity]:
+    return {task: Capacity(count, MANY) for task, count in jobs.items()}
 
 
-def names(turn: Turn) -> set[str]:
+def names(turn: Selection) -> set[str]:
     return {queue.name for queue in turn.queues}
 
 
 def learned() -> QueueSelector:
     """Knows that `A` brings a, and `B` b."""
     turns = QueueSelector()
-    turns.brought([("for-a", "a"), ("for-b", "b"), ("for-a", "a")])
+    turns.learn([("for-a", "a"), ("for-b", "b"), ("for-a", "a")])
     return turns
 
 
@@ -38,7 +38,7 @@ def test_each_queue_is_claimed_from_first_in_its_turn() -> None:
 
 def test_a_queue_whose_task_has_no_room_is_left_out() -> None:
     turn = learned().next([A, B], rooms(b=5), MANY)
-    assert turn == Turn([B], [5], MANY, left_out=True)
+    assert turn == Selection([B], [5], MANY, left_out=True)
 
 
 def test_with_room_for_all_no_queue_is_left_out_and_each_gets_its_own_tasks_room() -> None:
@@ -49,20 +49,20 @@ def test_with_room_for_all_no_queue_is_left_out_and_each_gets_its_own_tasks_room
 
 def test_a_queue_that_brings_several_tasks_gets_the_least_of_their_rooms() -> None:
     turns = QueueSelector()
-    turns.brought([("for-a", "a"), ("for-a", "b")])
+    turns.learn([("for-a", "a"), ("for-a", "b")])
     assert turns.next([A], rooms(a=300, b=5), MANY).limits == [5]
     assert turns.next([A], rooms(a=300), MANY).queues == []
 
 
 def test_queues_that_bring_the_same_task_have_a_part_of_its_room_each() -> None:
     turns = QueueSelector()
-    turns.brought([("for-a", "a"), ("for-b", "a")])
+    turns.learn([("for-a", "a"), ("for-b", "a")])
     assert turns.next([A, B], rooms(a=301), MANY).limits == [151, 151]
 
 
 def test_a_queue_that_has_brought_nothing_yet_is_tried_even_if_some_task_is_full() -> None:
     turns = QueueSelector()
-    turns.brought([("for-a", "a")])
+    turns.learn([("for-a", "a")])
     turn = turns.next([A, B], rooms(b=300, c=5), MANY)
     assert (turn.queues, turn.limits) == ([B], [5])
     assert turns.next([A, B], {}, MANY).queues == []
@@ -70,14 +70,14 @@ def test_a_queue_that_has_brought_nothing_yet_is_tried_even_if_some_task_is_full
 
 def test_what_a_queue_brought_last_is_what_counts() -> None:
     turns = learned()
-    turns.brought([("for-b", "a")])
+    turns.learn([("for-b", "a")])
     assert names(turns.next([A, B], rooms(b=5), MANY)) == set()
-    turns.brought([("for-b", "b")])
+    turns.learn([("for-b", "b")])
     assert names(turns.next([A, B], rooms(b=5), MANY)) == {"for-b"}
 
 
 def test_a_claim_takes_no_more_bytes_than_the_least_room_of_those_it_may_bring() -> None:
-    room = {"a": Room(10, 1000), "b": Room(10, 300), CELERY: Room(10, 5)}
+    room = {"a": Capacity(10, 1000), "b": Capacity(10, 300), CELERY: Capacity(10, 5)}
     assert learned().next([A, B], room, 800).max_bytes == 300
     assert learned().next([A], room, 800).max_bytes == 800
     assert learned().next([A], room, MANY).max_bytes == 1000
@@ -94,7 +94,7 @@ def test_whatever_queues_bring_all_of_it_is_claimed_and_little_more_than_there_i
     """Jobs leave one by one, the oldest first: so every task gets on as long as what it brings is claimed."""
     turns, waiting, held = QueueSelector(), {"for-a": one[::-1], "for-b": other[::-1]}, list[str]()
 
-    def free() -> Mapping[str, Room]:
+    def free() -> Mapping[str, Capacity]:
         left = {task: most - held.count(task) for task in "abc"}
         return rooms(**{task: count for task, count in left.items() if count > 0})
 
@@ -104,7 +104,7 @@ def test_whatever_queues_bring_all_of_it_is_claimed_and_little_more_than_there_i
         for queue, limit in zip(turn.queues, turn.limits, strict=True):
             line = waiting[queue.name]
             claimed += [(queue.name, line.pop()) for _ in range(min(limit, len(line)))]
-        turns.brought(claimed)
+        turns.learn(claimed)
         held += [task for _, task in claimed]
         assert all(held.count(task) <= 3 * most + 1 for task in "abc")
         assert held or not any(waiting.values()), "something waits, nothing is held and nothing was claimed"

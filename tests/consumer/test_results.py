@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from batchery.batchers import Job, Outcome
-from batchery.worker.consumer.fast.result_store import ResultStore
-from batchery.worker.consumer.fast.results import SERIALIZERS, encode_success, encode_value
+from batchery.worker.consumer.fast.encode_result import SERIALIZERS, encode_success, encode_value
+from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import Headers
-from batchery.worker.consumer.wire.request import LightRequest
+from batchery.worker.consumer.wire.request import FastRequest
 from celery import Celery
 from celery.app.task import Context
 from hypothesis import given
@@ -199,11 +199,11 @@ def test_results_are_compressed_where_the_app_says_so(app: Celery, compression: 
         compressing.conf.update(
             result_serializer=app.conf.result_serializer, accept_content=SERIALIZERS, result_compression=compression
         )
-        headers = Headers("t", "an-id")
-        request = LightRequest(None, headers, None, None, "an-id", "t")  # type: ignore[arg-type]
+        headers = Headers("t", "an-id", ignore_result=False)
+        request = FastRequest(None, headers, None, None, "an-id", "t")  # type: ignore[arg-type]
         outcome = Outcome(Job("an-id", "t", [], {}, request, 0.0, 1), value=["x" * 10_000])
         client = compressing.backend.client
-        ResultStore(compressing, None, client).encode([outcome])  # type: ignore[arg-type]
+        (settlement,) = ResultStore(compressing, None, client).encode([outcome])  # type: ignore[arg-type]
     assert outcome.error is None
-    assert (len(request.result) < 1000) == (compression is not None)
-    assert app.backend.decode(request.result)["result"] == outcome.value
+    assert (len(settlement.result) < 1000) == (compression is not None)
+    assert app.backend.decode(settlement.result)["result"] == outcome.value

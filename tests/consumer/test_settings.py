@@ -124,7 +124,7 @@ def test_a_token_budget_for_items_without_a_length_is_refused_with_where_it_is_f
 
 def test_options_are_refused_that_contradict_what_the_code_says_and_only_those(app: Celery, tmp_path: Path) -> None:
     apply(app, tmp_path, '[tasks."search.embed"]\npreferred_batch_sizes = [8, 64]')
-    assert app.tasks["search.embed"].options.preferred_batch_sizes == [8, 64]
+    assert app.tasks["search.embed"].options.preferred_batch_sizes == (8, 64)
     assert problems(app, tmp_path, "[tasks.classify]\npreferred_batch_sizes = [8, 64]") == [
         "Task classify: preferred_batch_sizes = [8, 64] exceed max_batch_size = 32. "
         "(preferred_batch_sizes = [8, 64] is from c.toml [tasks.classify].)"
@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("clasify", "max_batch_size", 3, 'serves no task \'clasify\'. Did you mean "classify"? Possible: classify, search'),
     ("plain", "max_batch_size", 3, "This worker serves no task 'plain'."),
     ("classify", "max_batch_siz", 3, "no option that can be set at run time. Did you mean \"max_batch_size\"?"),
-    ("classify", "max_batch_size", 0, "max_batch_size = 0 is not possible: it must be a whole number from 1 up."),
+    ("classify", "max_batch_size", 0, "max_batch_size = 0 is not possible: it must be a whole number from 1 to 65,536"),
     ("classify", "max_batch_tokens", 9, "max_batch_tokens = 9 needs to know an item's length"),
 ]  # fmt: skip
 
@@ -226,7 +226,7 @@ def test_a_worker_of_an_app_without_setup_says_so(command: Any) -> None:
 def test_setup_reads_no_file_in_a_caller(app: Celery) -> None:
     setup(app, "nowhere.toml")
     with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
-        configuration_of(app)
+        Settings(app, configuration_of(app))
 
 
 def test_setup_refuses_what_is_no_configuration(app: Celery) -> None:

@@ -10,9 +10,10 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.consumer.conftest import Gate, options, unsettled
 from tests.support.apps import BATCHES
-from tests.support.services import wait_until
+from tests.support.callers import options, unsettled
+from tests.support.gates import Gate
+from tests.support.waiting import wait_until
 
 WAIT = 30.0
 MB = 1024 * 1024

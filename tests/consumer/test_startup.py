@@ -11,9 +11,8 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.consumer.conftest import APP, StartWorker
-from tests.support.apps import make_app
-from tests.support.services import Worker
+from tests.support.apps import APP, make_app
+from tests.support.workers import StartWorker, Worker
 
 StartRaw = Callable[..., Worker]
 
@@ -35,6 +34,7 @@ def conf(**values: Any) -> str:
     return json.dumps(values)
 
 
+@pytest.mark.worker
 def test_a_forked_pool_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw("-P", "prefork")
     assert worker.wait(timeout=15) != 0
@@ -42,6 +42,7 @@ def test_a_forked_pool_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     assert "-P threads" in worker.log
 
 
+@pytest.mark.worker
 def test_a_forked_pool_that_the_app_asks_for_is_refused(start_raw: StartRaw) -> None:
     worker = start_raw(CONF=conf(worker_pool="prefork"))
     assert worker.wait(timeout=15) != 0
@@ -67,12 +68,14 @@ def test_without_any_choice_plain_tasks_run_in_threads(start: StartWorker, calle
     assert "thread" in stats["pool"]["implementation"]
 
 
+@pytest.mark.worker
 def test_a_broker_that_is_not_redis_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw(REDIS_URL="memory://", RESULTS_URL="cache+memory://")
     assert worker.wait(timeout=15) != 0
     assert "Batchery claims from Redis or Valkey" in worker.log
 
 
+@pytest.mark.worker
 def test_celerys_own_consumer_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw(CONF=conf(worker_consumer="celery.worker.consumer:Consumer"))
     assert worker.wait(timeout=15) != 0
@@ -82,6 +85,7 @@ def test_celerys_own_consumer_is_refused_with_the_reason(start_raw: StartRaw) ->
 LOAD_ERRORS = ["RuntimeError", "FileNotFoundError", "ConnectionError", "KeyError", "SystemExit"]
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("error", LOAD_ERRORS)
 def test_a_model_that_does_not_load_ends_its_worker_which_consumes_nothing(
     start_raw: StartRaw, redis_url: str, redis_client: redis.Redis, error: str

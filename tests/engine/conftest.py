@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from batchery.configs import WorkerOptions
-from batchery.worker.engine import Engine
+from batchery.worker.engine import Engine, EngineState
 
-from tests.support.fakes import DEADLINE_S, FakeFront, FakeModel, Jobs, engine_threads, wait_until_gone
-
-StartEngine = Callable[..., Engine]
+from tests.support.fakes import DEADLINE_S, FakeModel, FakePorts, Jobs, StartEngine, engine_threads, wait_until_gone
 
 
 @pytest.fixture
@@ -21,17 +19,18 @@ def jobs() -> Jobs:
 
 
 @pytest.fixture
-def front() -> FakeFront:
-    return FakeFront()
+def ports() -> FakePorts:
+    return FakePorts()
 
 
 @pytest.fixture
-def start(front: FakeFront) -> Iterator[StartEngine]:
+def start(ports: FakePorts) -> Iterator[StartEngine]:
     """`start(model, ...)`: an engine that serves these models, drained when the test is over."""
     with ExitStack() as stack:
 
         def start_one(*models: FakeModel, options: WorkerOptions | None = None, **more: Any) -> Engine:
-            engine = Engine({model.name: model for model in models}, front, options or WorkerOptions(), **more)
+            state = EngineState({model.name: model for model in models}, options or WorkerOptions(), **more)
+            engine = Engine(state, ports, ports)
             stack.callback(engine.drain, DEADLINE_S)
             engine.load()
             engine.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from batchery.configs import WorkerOptions
-from batchery.worker.engine import Room
-from batchery.worker.engine import host as host_module
+from batchery.worker.engine import Capacity
+from batchery.worker.engine.local_calls import LocalCalls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +153,7 @@ def test_threads_and_coroutines_may_mix(serve: Serve) -> None:
     assert asyncio.run(call_all()) == [number * 2 for number in range(50)] * 2
 
 
-def test_the_figures_tell_what_was_done(serve: Serve) -> None:
+def test_the_stats_count_batches_jobs_and_padding(serve: Serve) -> None:
     host = serve(Double())
     host.map(range(10))
     host.stop()
@@ -251,12 +252,12 @@ def test_a_cancelled_future_withdraws_its_call_and_disturbs_no_other(held: tuple
 
 
 @pytest.mark.parametrize("stops", [False, True])
-def test_who_waits_for_a_cancelled_call_is_told(held: tuple[Host, Narrow], gate: Gate, stops: bool) -> None:
+def test_waiters_for_a_cancelled_call_are_told(held: tuple[Host, Narrow], gate: Gate, stops: bool) -> None:
     host, _ = held
     futures = fill(host)
     assert all(future.cancel() for future in futures)
     if stops:
-        host._front.fail_rest("the host gives up on all")
+        host._calls.fail_rest("the host gives up on all")
     else:
         gate.open()
     assert wait(futures, DEADLINE_S).done == set(futures)
@@ -404,25 +405,25 @@ def test_stop_gives_up_on_a_model_that_hangs_and_fails_every_call_that_is_left(g
 
 
 class OneAnswerAWait:
-    """Stands in for the condition that a closing front waits for: each wait brings one answer."""
+    """Stands in for the condition that a closing line waits for: each wait brings one answer."""
 
-    def __init__(self, front: host_module._LocalFront) -> None:
-        self.front = front
+    def __init__(self, calls: LocalCalls) -> None:
+        self.calls = calls
         self.waits: list[float] = []
 
     def wait(self, patience: float) -> bool:
         self.waits.append(patience)
-        self.front._unanswered.popitem()
+        self.calls._unanswered.popitem()
         return True
 
 
 def test_stop_is_patient_anew_after_every_answer() -> None:
-    front = host_module._LocalFront(5)
-    front.open()
+    calls = LocalCalls(5)
+    calls.open()
     for number in range(3):
-        front.put("double", (number,), {}, when_full="reject")
-    answers = front._answered = OneAnswerAWait(front)  # type: ignore[assignment]  # the point of the test
-    assert front.close(7.0)
+        calls.put("double", (number,), {}, when_full="reject")
+    answers = calls._answered = OneAnswerAWait(calls)  # type: ignore[assignment]  # the point of the test
+    assert calls.close(7.0)
     assert answers.waits == [7.0, 7.0, 7.0]
 
 
@@ -461,7 +462,7 @@ def test_an_engine_that_dies_fails_every_call_and_takes_no_more(gate: Gate, monk
         gate.pass_through()
         raise RuntimeError("the engine's own bug")
 
-    monkeypatch.setattr(host_module._LocalFront, "started", die)
+    monkeypatch.setattr(LocalCalls, "started", die)
     host = Host(Narrow(), max_queue=2).start()
     futures = [host.submit(0), *fill(host)]
     waiting = in_background(host.submit, 9)
@@ -477,15 +478,24 @@ def test_an_engine_that_dies_fails_every_call_and_takes_no_more(gate: Gate, monk
 
 
 def test_a_call_that_the_host_has_given_up_on_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
-    front = host_module._LocalFront(5)
-    front.open()
-    future = front.put("double", (1,), {}, when_full="reject")
-    jobs = front.claim({"double": Room(1, 1)})
-    front.fail_rest("given up")
-    assert front.drop_cancelled(jobs) == []
+    calls = LocalCalls(5)
+    calls.open()
+    future = calls.put("double", (1,), {}, when_full="reject")
+    jobs = calls.claim({"double": Capacity(1, 1)})
+    calls.fail_rest("given up")
+    assert calls.drop_cancelled(jobs) == []
     assert caplog.text == ""
     with pytest.raises(BatchFailed, match="given up"):
         future.result(0)
+
+
+def test_each_call_of_a_model_that_takes_time_is_answered() -> None:
+    """Batches are put together ahead of their run, so that a call is asked about twice whether it is still wanted."""
+    model = Double(lambda _: time.sleep(0.02))
+    model.max_batch_size = 8
+    with Host(model, max_queue=1000) as host:
+        futures = [host.submit(number) for number in range(200)]
+        assert [future.result(DEADLINE_S) for future in futures] == [2 * number for number in range(200)]
 
 
 def test_a_class_is_no_task() -> None:

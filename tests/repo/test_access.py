@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from tests.consumer.conftest import Gate
+from tests.support.gates import Gate
 from tests.support.pages import blocks
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import valkey, wait_until
+from tests.support.servers import valkey
 from tests.support.tls_proxy import tls
+from tests.support.waiting import wait_until
 
 TASKS = """
 import os
@@ -99,7 +100,6 @@ def access_rules(root: Path) -> list[list[str]]:
     return [line.split()[1:] for line in block.text.splitlines()]
 
 
-@pytest.mark.slow
 def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "calls.py").write_text(CALLS)

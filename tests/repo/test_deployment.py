@@ -16,7 +16,7 @@ from jsonschema import Draft201909Validator, ValidationError
 
 from tests.support.pages import blocks
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import valkey
+from tests.support.servers import valkey
 
 Services = dict[str, dict[str, Any]]
 
@@ -121,7 +121,6 @@ def test_valkey_starts_with_its_command_and_keeps_the_queue(compose: dict[str, A
     assert {mount.split(":")[0] for mount in service["volumes"]} <= set(compose["volumes"])
 
 
-@pytest.mark.slow
 def test_worker_health_check_and_producer_run_with_their_commands(
     services: Services, redis_url: str, root: Path
 ) -> None:

@@ -11,10 +11,13 @@ from contextlib import suppress
 from typing import Any
 
 from batchery.configs import WorkerOptions
+from batchery.worker import tuning
 from celery import Celery, signals
 
 from batchery import BatchTask, setup
 
+#: The name of this module, as `celery -A` takes it.
+APP = "tests.support.apps"
 #: List at the broker: one entry for each batch that ran, the JSON list of its items.
 BATCHES = "test:batches"
 #: List at the broker: what hooks and signals saw, as JSON lists.
@@ -255,6 +258,7 @@ class Hooked(BatchTask):
         note(self.app, SEEN, ["after_return", status, task_id, list(args)])
 
 
+vars(tuning).update(json.loads(os.environ.get("TUNING", "{}")))
 app = make_app(
     os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0"),
     os.environ.get("RESULTS_URL"),

@@ -1,4 +1,4 @@
-"""A front and a model whose every step a test can hold up, and wait for. No test here sleeps."""
+"""A source, a sink and a model whose every step a test can hold up, and wait for. No test here sleeps."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from concurrent.futures import Future
 from typing import Any
 
 from batchery.batchers import Batch, Batcher, Job, ListBatcher, Outcome
-from batchery.configs import TaskOptions
-from batchery.worker.engine import Room
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.worker.engine import Capacity, Engine, EngineState
+
+#: A fixture's function that starts an engine for one test.
+StartEngine = Callable[..., Engine]
 
 #: Seconds after which whatever a test waits for counts as never coming.
 DEADLINE_S = 20.0
 
 
-class FakeFront:
+class FakePorts:
     """Hands out the jobs that the test puts in line, and writes down what the engine does with them."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.line: list[Job] = []
         self.claimed: list[Job] = []
-        self.rooms: list[int] = []
+        self.limits: list[int] = []
         self.batches: list[list[str]] = []
         self.outcomes: list[Outcome] = []
         self.settlements = 0
@@ -63,13 +66,13 @@ class FakeFront:
         """What became of each job: its value, or its error."""
         return {outcome.job.id: outcome.error or outcome.value for outcome in self.outcomes}
 
-    # -- For the engine: see Front -----------------------------------------------------------------------------------
+    # -- For the engine: see ports.py --------------------------------------------------------------------------------
 
-    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
+    def claim(self, capacity: Mapping[str, Capacity]) -> list[Job]:
         self._fail("claim")
-        room = min(room.jobs for room in rooms.values())
+        room = min(free.jobs for free in capacity.values())
         with self.changed:
-            self.rooms.append(room)
+            self.limits.append(room)
             self.claim_waits = True
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.line or self.interrupted)
@@ -242,3 +245,22 @@ def in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:
 
     threading.Thread(target=call, daemon=True).start()
     return future
+
+
+def engine_of(model: FakeModel, ports: FakePorts) -> Engine:
+    return Engine(EngineState({model.name: model}, WorkerOptions()), ports, ports)
+
+
+def ids(jobs: Sequence[Job]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+def fails_for(bad: Any, error: BaseException) -> Callable[[Any], Any]:
+    """A function that returns its argument, or raises where that is `bad`."""
+
+    def function(item: Any) -> Any:
+        if item == bad:
+            raise error
+        return item
+
+    return function

@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tests.support.paths import ROOT
 from tests.support.processes import finished, running, wait_for_worker
-from tests.support.services import ROOT, valkey
+from tests.support.servers import valkey
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
@@ -162,7 +163,7 @@ def check_exists(words: Sequence[str], where: str) -> None:
     """Raise an AssertionError for a command that no reader could run."""
     name = words[0]
     if name == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert words[1] in targets, f"{where}: the Makefile has no target {words[1]}"
     elif name == "python":
         there = find_spec(words[2]) if words[1] == "-m" else (ROOT / words[1]).exists()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from batchery.worker import health
 
-from tests.support.services import wait_until
+from tests.support.waiting import wait_until
 
 #: What a reader's shell finds on its path, and where it is here.
 PROGRAMS = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}

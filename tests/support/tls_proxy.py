@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.support.services import ROOT
+from tests.support.paths import ROOT
 
 
 @contextmanager

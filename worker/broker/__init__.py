@@ -1,8 +1,10 @@
 """The broker's side: claims, leases, settling. Redis, no Celery: messages are bytes here."""
 
 from .client import connect
+from .held import Claim
 from .keys import Queue
-from .leases import ChordPart, Claim, Leases, ResultRetention, Settled, Settlement
+from .leases import Leases
+from .settling import ChordPart, ResultRetention, Settled, Settlement
 from .wakeup import ArrivalWatcher
 
 __all__ = [

@@ -1,236 +1,227 @@
-"""The consumer of a Batchery worker: Celery's own, except that tasks are claimed in bulk.
-
-Names of Celery's and kombu's that are private, or might as well be, and that this package relies on; each has a test:
-
-- `celery.worker.consumer.Consumer`: `on_task_request`, `create_task_handler`, `on_invalid_task`, `on_decode_error`,
-  `on_unknown_message`, `call_soon_ack`, `stop`, `shutdown`, `task_consumer`, `event_dispatcher`, `strategies`,
-  `Blueprint.default_steps`
-- `app.amqp.Consumer`, the class of the worker's task consumer; `app.amqp.Router`, `app.amqp.queues.consume_from`
-- kombu's Redis channel: `pool`, `priority_steps`, `sep`, `global_keyprefix`
-- `celery.worker.state`: `task_reserved`, `task_ready`, `requests`, `active_requests`, `scheduled_requests`,
-  `total_count`, `all_total_count`, `revoked`, `should_stop`
-- `celery.backends.redis`: `RedisBackend.on_chord_part_return`, its `CHORD_PART_RETURN_LUA`, `_chord_zset` and
-  `_chord_result_expires`
-- `celery.worker.request.Request`, its `_payload`, and `celery.app.trace.build_tracer`, `task_has_custom`
-"""
+"""The consumer of a Batchery worker: Celery's own, except that an engine beside it claims the tasks in bulk."""
 
 import gc
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery import bootsteps
+import redis
+from celery import Celery, bootsteps
 from celery.concurrency import solo, thread
+from celery.concurrency.base import BasePool
 from celery.exceptions import CeleryCommandException, ImproperlyConfigured, InvalidTaskError
 from celery.utils.functional import noop
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
-from kombu import Consumer as KombuConsumer
+from celery.worker.request import Request
+from kombu import Message
 from kombu.serialization import prepare_accept_content
 
 from ...batchers import BatcheryError
 from ...configs import ConfigurationError
+from ...producer.private import QuietConsumer
+from .. import tuning
 from ..broker import ArrivalWatcher, Leases, Queue, connect
 from ..broker.lease_refresher import LeaseRefresher
-from ..engine import Engine
+from ..engine import Engine, EngineState
+from .compat.bridge import CeleryBridge
+from .compat.context import RedisRetry, WorkerContext
 from .compat.hub import HubCalls
-from .fast.result_store import ResultStore
-from .front import BrokerFront
-from .settings import settings_of
+from .fast.events import Events
+from .fast.fetch import QueueSource
+from .fast.settle import CelerySink
+from .fast.store import ResultStore
+from .settings import Settings
+from .setup import configuration_of
 
 logger = logging.getLogger(__name__)
 
-_ASKS_FOR_PREFORK = re.compile(r" (-P ?|--pool[= ])prefork\b")
-
-#: Python's own, up to 3.13; and ours: new objects after which a collection looks at the new ones.
-_DEFAULT_GC_THRESHOLD, _GC_THRESHOLD = 700, 20_000
-
-
-class QuietConsumer(KombuConsumer):
-    """Knows the worker's queues but fetches from none of them: the engine claims instead.
-
-    Broadcast queues are no lists but Redis channels: those are fetched from as ever.
-    """
-
-    def _basic_consume(self, queue: Any, *args: Any, **kwargs: Any) -> None:
-        if queue.exchange.type == "fanout":
-            super()._basic_consume(queue, *args, **kwargs)
-        else:
-            self._active_tags[queue.name] = queue.name
+#: Python's own first threshold, up to 3.13.
+_DEFAULT_GC_THRESHOLD = 700
 
 
 class Batching(bootsteps.StartStopStep):
-    """Adds the engine's figures to `inspect stats`, where Flower shows them too."""
+    """Adds the engine's statistics to `inspect stats`, where Flower shows them too."""
 
     requires = (Tasks,)
 
-    def info(self, c: Any) -> dict[str, Any]:
-        """Return the figures under one name."""
-        return {"batchery": {**c.engine.stats(), "hung": c.engine.hung} if c.engine else "starting"}
+    def info(self, c: "BatchConsumer") -> dict[str, object]:
+        """Return the statistics under one name."""
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung} if c.engine else "starting"}
 
 
 class BatchConsumer(Consumer):
-    """Celery's consumer, with the engine beside its hub."""
+    """Celery's consumer, with an engine beside its event loop."""
 
     engine: Engine | None = None
 
     class Blueprint(Consumer.Blueprint):
-        """Celery's steps, and ours for the figures."""
+        """Celery's steps, and one for the engine's statistics."""
 
         default_steps = (*Consumer.Blueprint.default_steps, Batching)
 
-    def __init__(self, on_task_request: Callable[[Any], None], init_callback: Any = noop, **kwargs: Any) -> None:
+    def __init__(self, on_task_request: Callable[[Request], object], init_callback: Any = noop, **kwargs: Any) -> None:
         """Get ready, if this app and this pool can work."""
-        app, pool = kwargs["app"], kwargs["pool"]
-        _refuse_what_cannot_work(app, pool)
+        app: Celery = kwargs["app"]
+        _refuse_other_brokers(app)
+        _refuse_other_pools(kwargs["pool"])
         app.amqp.Consumer = QuietConsumer
         try:
-            self.settings = settings_of(app)
+            self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
         self.batch_tasks = self.settings.tasks
-        self._options = self.settings.worker
         logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.batch_tasks) or "none")
         self.accept = prepare_accept_content(app.conf.accept_content)
-        self.handle_message: Callable[[Any], None] = noop
+        self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
+        self._claimed_queues: Sequence[Queue] = ()
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
-    def _on_task_request(self, request: Any) -> None:
+    # -- Where Celery's requests go ----------------------------------------------------------------------------------
+
+    def _on_task_request(self, request: Request) -> None:
         name = request.task.name
         if name in self.batch_tasks:
-            self._front.unusual.take(request)
+            self._bridge.take(request)
         elif name in self.settings.unserved:
-            self._front.unusual.leave_to_others(request)
+            self._bridge.leave_to_others(request)
         else:
             self._to_pool(request)
 
-    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Tell the caller what is wrong with its message; Celery would drop it and leave the caller waiting."""
+        self._bridge.refuse(message.delivery_tag, exc)
+        super().on_invalid_task(body, message, exc)
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Do as `on_invalid_task` does."""
+        self._bridge.refuse(message.delivery_tag, exc)
+        super().on_decode_error(message, exc)
+
+    def on_unknown_message(self, body: object, message: Message) -> None:
+        """Do as `on_invalid_task` does."""
+        self._bridge.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
+        super().on_unknown_message(body, message)
+
+    def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:
+        """Acknowledge at once, because that only fills a buffer, and works while the event loop stops, too."""
+        p(*args, **kwargs)
+        return p
+
+    # -- Life --------------------------------------------------------------------------------------------------------
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
         """Return Celery's handler; the first time, load the models and start the engine."""
         self.handle_message = super().create_task_handler(*args, **kwargs)
         if self.engine is None:
             self._start_engine()
         else:
-            self._hub_calls.revive()
+            self._hub_calls.restart()
         return self.handle_message
 
-    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Tell the caller what is wrong with its message; Celery would drop it and leave the caller waiting."""
-        self._front.unusual.refuse(message.delivery_tag, exc)
-        super().on_invalid_task(body, message, exc)
-
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """As `on_invalid_task`."""
-        self._front.unusual.refuse(message.delivery_tag, exc)
-        super().on_decode_error(message, exc)
-
-    def on_unknown_message(self, body: Any, message: Any) -> None:
-        """As `on_invalid_task`."""
-        self._front.unusual.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
-        super().on_unknown_message(body, message)
-
-    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge at once: that only puts it in line for the next settle, also while the hub is stopping."""
-        p(*args, **kwargs)
-        return p
-
     def on_close(self) -> None:
-        """Let go of what a reconnect forgets, as Celery does; our leases outlive the connection, so give it back."""
+        """Drop requests before a reconnect, as Celery does, and give them back: our leases outlive the connection."""
         if self.engine is not None:
-            self._front.unusual.connection_lost()
+            self._bridge.connection_lost()
         super().on_close()
 
     def stop(self) -> None:
         """Drain the engine, then stop as Celery does."""
-        if self.engine is not None:
-            done = self.engine.drain(self._options.drain_timeout_s)
-            if not done:
-                logger.error(
-                    "The running batch did not end in %.0f s: its jobs run elsewhere.", self._options.drain_timeout_s
-                )
+        timeout = self.settings.worker.drain_timeout_s
+        if self.engine is not None and not self.engine.drain(timeout):
+            logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
         super().stop()
 
     def shutdown(self) -> None:
-        """Stop as Celery does; by now the pool has stopped too: give back what is left."""
+        """Stop as Celery does; by then the pool has stopped, too, so give back what is left."""
         super().shutdown()
-        if self.engine is not None:
-            self._keeper.stop()
-            self._front.close()
-            self.engine = None
+        if self.engine is None:
+            return
+        self._lease_refresher.stop()
+        self._hub_calls.run()
+        try:
+            self._leases.leave()
+        except redis.RedisError as exc:
+            logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
+        self._watcher.close()
+        self.engine = None
 
     def _start_engine(self) -> None:
-        options = self._options
+        options, tasks = self.settings.worker, self.batch_tasks
         channel = self.connection.default_channel
         client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
-        leases = Leases(client, lease_s=options.lease_s)
+        leases = self._leases = Leases(client, lease_s=options.lease_s)
+        self._watcher = ArrivalWatcher(client)
         self._hub_calls = HubCalls(self.hub)
-        self._front = BrokerFront(
-            self,
-            leases,
-            ArrivalWatcher(client),
-            ResultStore(self.app, leases, client),
-            self._hub_calls,
-            queues=self._queues,
-            max_bytes=(options.claim_max_bytes, options.held_max_bytes),
+        state = EngineState(tasks, options)
+        context = WorkerContext(
+            consumer=self,
+            tasks=tasks,
+            options=options,
+            leases=leases,
+            hub=self._hub_calls,
+            retry=RedisRetry(),
+            intake=state,
         )
-        engine = Engine(self.batch_tasks, self._front, options)
+        events = Events(self)
+        self._bridge = CeleryBridge(context)
+        source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
+        sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client))
+        engine = Engine(state, source, sink)
         try:
             engine.load()
         except Exception as exc:
-            # In words of our own: a KeyError or an OSError would be a lost connection to Celery, and tried again.
-            raise BatcheryError(f"This worker cannot serve, a model could not be loaded: {exc!r}") from exc
-        _spare_the_collector()
-        self._front.attach(engine)
-        self._keeper = LeaseRefresher(
+            # Not as it was raised: Celery takes a KeyError or an OSError for a lost connection, and tries again.
+            raise BatcheryError(f"This worker cannot serve, because a model could not be loaded: {exc!r}") from exc
+        _spare_the_garbage_collector()
+        self._lease_refresher = LeaseRefresher(
             leases,
             self._queues,
             lease_s=options.lease_s,
-            hung=lambda: engine.hung,
-            on_hung=self._front.release_waiting,
+            stalled=lambda: state.hung,
+            on_stalled=source.give_back_all_but_running,
         )
-        self._keeper.start()
+        self._lease_refresher.start()
         engine.start()
         self.engine = engine
 
     def _queues(self) -> Sequence[Queue]:
+        """Return the queues to claim from: while Celery reconnects, those of before."""
         consumer = self.task_consumer
-        if consumer is None or consumer.channel is None:  # Celery is reconnecting
-            return self._last_queues
-        channel = consumer.channel
-        self._last_queues = [
-            Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-            for queue in tuple(consumer.queues)
-            if queue.exchange.type != "fanout"
-        ]
-        return self._last_queues
-
-    _last_queues: Sequence[Queue] = ()
+        if consumer is not None and consumer.channel is not None:
+            channel = consumer.channel
+            self._claimed_queues = [
+                Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
+                for queue in tuple(consumer.queues)
+                if queue.exchange.type != "fanout"
+            ]
+        return self._claimed_queues
 
 
-def _spare_the_collector() -> None:
-    """Make the garbage collector's work fit a worker: it took a fifth of the time that a no-op task costs us.
+def _spare_the_garbage_collector() -> None:
+    """Fit the garbage collector to a worker: with Python's settings it took a fifth of a no-op task's time.
 
-    What is there once the models are loaded stays, and need not be walked through again and again; and each job makes
-    some ten objects that live until it is settled, so that the default threshold of 700 is passed every few ms.
+    What exists once the models are loaded stays for ever, and need not be walked through again and again.
     """
     gc.collect()
     gc.freeze()
-    if gc.get_threshold()[0] == _DEFAULT_GC_THRESHOLD:  # the app has not chosen another
-        gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
+    if gc.get_threshold()[0] == _DEFAULT_GC_THRESHOLD:  # the app has not chosen another one
+        gc.set_threshold(tuning.GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
-def _refuse_what_cannot_work(app: Any, pool: Any) -> None:
-    if app.connection_for_read().transport.driver_type != "redis":
+def _refuse_other_brokers(app: Celery) -> None:
+    connection = app.connection_for_read()
+    if connection.transport.driver_type != "redis":
         raise ImproperlyConfigured(
-            f"Batchery claims from Redis or Valkey, but the broker is {app.connection_for_read().as_uri()}. "
+            f"Batchery claims from Redis or Valkey, but the broker is {connection.as_uri()}. "
             "Use a redis:// broker, or leave out batchery.setup(app)."
         )
-    # Celery takes "-P prefork" for no choice at all where the app has set another pool.
-    asked_for_prefork = _ASKS_FOR_PREFORK.search(" ".join(sys.argv)) is not None
-    if not isinstance(pool, thread.TaskPool | solo.TaskPool) or asked_for_prefork:
+
+
+def _refuse_other_pools(pool: BasePool) -> None:
+    if not isinstance(pool, thread.TaskPool | solo.TaskPool):
         raise ImproperlyConfigured(
             f"Batchery cannot run with the pool {type(pool).__module__}: batches run on a thread of the worker's main "
             "process, where a forked pool would lose the GPU and green threads would stand still. "

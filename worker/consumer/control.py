@@ -1,6 +1,6 @@
 """Remote control: `celery inspect batching` and `celery control batching_set`.
 
-They are known to Celery's command line once an app imports `batchery.setup`: nothing heavy is imported here.
+Celery's command line knows them once an app imports `batchery.setup`, so nothing heavy is imported here.
 """
 
 import logging
@@ -17,7 +17,7 @@ _OTHER_CONSUMER = {"error": "This worker does not run batch tasks: its app does 
 
 @inspect_command()
 def batching(state: Any, **_: Any) -> dict[str, Any]:
-    """Batch tasks' options, where each comes from, and what the engine has done."""
+    """Show batch tasks' options, where each comes from, and what the engine has done."""
     consumer = state.consumer
     if not hasattr(consumer, "settings"):
         return _OTHER_CONSUMER
@@ -25,9 +25,7 @@ def batching(state: Any, **_: Any) -> dict[str, Any]:
     if consumer.engine is None:
         return {**report, "engine": "starting"}
     for name, told in report["tasks"].items():
-        figures = consumer.engine.figures(name)
-        # One number for each shape that ran: too many to read.
-        told["figures"] = {key: value for key, value in figures.items() if key != "cost_ms"}
+        told["figures"] = consumer.engine.task_stats(name)
     return {**report, "engine": consumer.engine.stats()}
 
 

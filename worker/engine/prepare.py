@@ -1,11 +1,52 @@
-"""The per-item steps around a batch, and what becomes of a job whose step fails: it fails alone."""
+"""Preparing: the task's hooks for each item, in which a bad input fails alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ...batchers import Job, Outcome
+from .device import Device
 from .model import Model
+from .ports import ResultSink
+from .returns import Returns
+from .settler import Settler
+from .state import EngineState
+
+
+class Preparer:
+    """Gives jobs their items. Then they wait for the device, or are settled as failures."""
+
+    def __init__(
+        self, state: EngineState, sink: ResultSink, device: Device, settler: Settler, returns: Returns
+    ) -> None:
+        """Prepare for `device`; hooks run in the context that `sink` makes for a job."""
+        self._state = state
+        self._sink = sink
+        self._device = device
+        self._settler = settler
+        self._returns = returns
+
+    def prepare(self, jobs: list[Job]) -> None:
+        """Prepare jobs of one task, or give them back if the engine drains. Claim thread and preprocess threads."""
+        state = self._state
+        if state.scheduler.draining:  # asked without the lock, and once more below with it
+            self._returns.add(jobs)
+            return
+        errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
+        failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
+        prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
+        with state.lock:
+            state.scheduler.move("failed", [outcome.job for outcome in failed])
+            draining = state.scheduler.draining
+            if draining:
+                state.drained.notify_all()
+            elif prepared:
+                state.scheduler.prepared(prepared, state.clock())
+                self._device.work_came(prepared)
+        if failed:
+            self._settler.put(failed)
+        if draining:
+            self._returns.add(prepared)
 
 
 def make_items(
@@ -50,13 +91,3 @@ def _accept(_model: Model, job: Job, item: Any) -> BaseException | None:
         return item
     job.item = item
     return None
-
-
-def postprocess(model: Model, outcome: Outcome) -> None:
-    """Turn an outcome's output into what its caller gets, or into an error."""
-    try:
-        outcome.value = model.postprocess(outcome.value)
-    except BaseException as exc:  # SystemExit, too, is an answer to somebody
-        outcome.error = exc
-    if isinstance(outcome.value, BaseException):
-        outcome.error = outcome.value

@@ -1,41 +1,47 @@
 """The runner: the only thing that calls the model and knows the device."""
 
+import gc
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ...batchers import Batch, Job, Outcome
 from ...batchers.forward import Collated, collate, run
 from ...batchers.isolation import run_isolated
-from .memory import free_memory
-from .model import Model
 from .staging import Sent, Staging
+from .state import EngineState
 
 logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Loads models onto a device, and runs batches there."""
+    """Loads models onto a device, puts batches together and runs them there."""
 
-    def __init__(self, models: Mapping[str, Model], device: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Run `models`, by task name, on `device`: "auto" or a torch device name."""
-        self._models = models
-        self._device = device
-        self._clock = clock
+    def __init__(self, state: EngineState) -> None:
+        """Run the models of `state` on the device that its options name."""
+        self._models = state.models
+        self._options = state.options
+        self._clock = state.clock
+        #: The device of each model, by task name.
+        self._devices: dict[str, str] = {}
         self._staging: Staging | None = None
 
-    def load(self) -> None:
-        """Load every model. Raises what a model's `load` raises: a worker that cannot serve must not consume."""
-        for model in self._models.values():
+    def load(self) -> dict[str, str]:
+        """Load every model; return the device of each, by task name.
+
+        Raises what a model's `load` raises, because a worker that cannot serve must not consume.
+        """
+        for name, model in self._models.items():
             began = self._clock()
-            device = model.ensure_loaded(self._device)
-            logger.info("Task %s is loaded on %s (%.1f s).", model.name, device, self._clock() - began)
+            device = self._devices[name] = model.ensure_loaded(self._options.device)
+            logger.info("Task %s is loaded on %s (%.1f s).", name, device, self._clock() - began)
             if device.startswith("cuda") and self._staging is None:
                 self._staging = Staging(device)
+        return self._devices
 
     def collate(self, batch: Batch) -> Collated | Sent | None:
-        """Put a batch together ahead of its run; None where it cannot be: running it will tell whose fault it is."""
+        """Put a batch together ahead of its run. None if that fails, because its run tells whose fault it is."""
         try:
             collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
             return self._staging.send(collated) if self._staging else collated
@@ -50,14 +56,15 @@ class Runner:
 
         `out_of_memory(jobs)` is called for each part that memory was too small for.
         """
-        model = self._models[batch.task]
-        device = model.ensure_loaded(self._device)
-        ahead = [collated] if collated is not None else []
+        model, device = self._models[batch.task], self._devices[batch.task]
 
         def forward(items: Sequence[Any]) -> list[Any]:
             # What was put together ahead serves the first try alone: the halves of a batch that fails are made anew.
-            together = ahead.pop() if ahead else collate(model, items, batch.sizes)
-            return run(model, together.receive() if isinstance(together, Sent) else together, device)
+            nonlocal collated
+            together, collated = collated, None
+            if isinstance(together, Sent):
+                together = together.receive()
+            return run(model, together or collate(model, items, batch.sizes), device)
 
         def free(jobs: Sequence[Job]) -> None:
             out_of_memory(jobs)
@@ -65,3 +72,11 @@ class Runner:
             free_memory()
 
         return run_isolated(batch, forward, free)
+
+
+def free_memory() -> None:
+    """Give back what nothing uses any more: Python's cycles, and what torch keeps for later on a CUDA device."""
+    gc.collect()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()

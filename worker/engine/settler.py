@@ -1,61 +1,56 @@
-"""The last step: postprocess outcomes and let the front settle them."""
+"""Settling: postprocess outcomes, and let the sink store and acknowledge them."""
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
-from ...batchers import Outcome
-from .front import Front
+from ...batchers import Batch, Outcome
+from .. import tuning
+from .device import Device
 from .model import Model
-from .prepare import postprocess
+from .ports import ResultSink
+from .state import EngineState
+from .stats import log_batch
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the last settling may have taken for the next one to be done by the thread that ran the batch.
-_QUICK_S = 0.002
-
-#: Outcomes after which no more lots are settled in the same step.
-_TOGETHER = 500
-
 
 class Settler:
-    """Settles outcomes in order, on a thread of its own: together what came while it was at the last ones.
+    """Settles outcomes in order on its own thread. Outcomes that arrive during one settle are settled together next.
 
-    Where no job waits for the device, the thread that ran the batch settles it by itself: waking another thread for it
-    costs a lone job a twentieth of its latency.
+    Where waking that thread costs more than it saves, the device thread settles the outcomes of its batch by itself.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        front: Front,
-        settled: Callable[[list[Outcome]], None],
-        clock: Callable[[], float],
-    ) -> None:
-        """Settle through `front`; call `settled(outcomes)` after each lot."""
-        self._models = models
-        self._front = front
-        self._settled = settled
-        self._clock = clock
-        self._lots: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
+    def __init__(self, state: EngineState, sink: ResultSink, device: Device) -> None:
+        """Settle through `sink`; `device` may wait until results are stored."""
+        self._device = device
+        self._state = state
+        self._sink = sink
+        self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
+        #: Seconds that the last settle took.
         self._last_s = float("inf")
 
+    # -- Handing over ------------------------------------------------------------------------------------------------
+
     def put(self, outcomes: list[Outcome]) -> None:
-        """Settle them soon, on the settle thread. Any thread."""
-        self._lots.put(outcomes)
+        """Leave outcomes to the settle thread. Any thread."""
+        self._queue.put(outcomes)
 
-    def settle_soonest(self, outcomes: list[Outcome]) -> None:
-        """Settle them here and now if that is quick and no other lot comes first, else as `put` does."""
-        if self._last_s < _QUICK_S:
-            self.settle_here(outcomes)
+    def take(self, outcomes: list[Outcome]) -> None:
+        """Settle outcomes of a batch here and now where that pays, else leave them to the settle thread. Device thread.
+
+        It pays for a lone job, if settling was quick the last time, and for a large batch that took no time to run.
+        """
+        batch = outcomes[0].batch
+        lone = not self._state.scheduler.work_waits  # asked without the lock, because a stale answer does no harm
+        if lone:
+            here = self._last_s < tuning.QUICK_SETTLE_S
         else:
-            self.put(outcomes)
-
-    def settle_here(self, outcomes: list[Outcome]) -> None:
-        """Settle them here and now if no other lot comes first, else as `put` does."""
-        if self._lots.empty() and self._busy.acquire(blocking=False):
+            instant = batch is not None and batch.run_s < tuning.INSTANT_RUN_S
+            here = instant and len(outcomes) >= tuning.INSTANT_RUN_JOBS
+        if here and self._queue.empty() and self._busy.acquire(blocking=False):
             try:
                 self._settle(outcomes)
             finally:
@@ -64,32 +59,70 @@ class Settler:
             self.put(outcomes)
 
     def close(self) -> None:
-        """End `run`, once all is settled that was put before. Any thread."""
-        self._lots.put(None)
+        """End the settle thread once everything is settled that was put before. Any thread."""
+        self._queue.put(None)
 
-    def run(self) -> None:
-        """Settle what has come meanwhile, as often as something has, until `close`."""
-        while (first := self._lots.get()) is not None:
-            lots, count = [first], len(first)
-            while count < _TOGETHER and not self._lots.empty():  # nobody else takes from it
-                if (more := self._lots.get()) is None:
-                    self.close()  # after these
-                    break
-                lots.append(more)
-                count += len(more)
-            with self._busy:
-                self._settle(*lots)
+    # -- Settle thread -----------------------------------------------------------------------------------------------
 
-    def _settle(self, *lots: list[Outcome]) -> None:
-        began = self._clock()
-        outcomes = [outcome for lot in lots for outcome in lot] if len(lots) > 1 else lots[0]
+    def wait_for_outcomes(self) -> list[Outcome] | None:
+        """Return the outcomes to settle in one step, all that have arrived; None after `close`."""
+        first = self._queue.get()
+        if first is None:
+            return None
+        outcomes = [*first]
+        while len(outcomes) < tuning.SETTLE_TOGETHER and not self._queue.empty():  # nobody else takes from the queue
+            if (more := self._queue.get()) is None:
+                self.close()  # after these
+                break
+            outcomes += more
+        return outcomes
+
+    def settle(self, outcomes: list[Outcome]) -> None:
+        """Settle outcomes, once the device thread does not."""
+        with self._busy:
+            self._settle(outcomes)
+
+    # -- Either thread -----------------------------------------------------------------------------------------------
+
+    def _settle(self, outcomes: list[Outcome]) -> None:
+        state = self._state
+        began = state.clock()
         for outcome in outcomes:
             if outcome.error is None:
-                postprocess(self._models[outcome.job.task], outcome)
+                postprocess(state.models[outcome.job.task], outcome)
         try:
-            self._front.settle(outcomes)
+            self._sink.settle(outcomes)
         except Exception:
             logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
-        self._last_s = self._clock() - began
-        for lot in lots:
-            self._settled(lot)
+        now = state.clock()
+        self._last_s = now - began
+        for batch in self._leave(outcomes, now):
+            log_batch(batch, now)
+
+    def _leave(self, outcomes: Sequence[Outcome], now: float) -> list[Batch]:
+        """Count outcomes that are settled, and hold their jobs no longer; return the batches settled as a whole."""
+        state, done = self._state, []
+        with state.lock:
+            device_waits = state.scheduler.results_wait
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    state.tasks[outcome.job.task].stats.failed += 1
+                if (batch := outcome.batch) is not None:
+                    batch.settled += 1
+                    if batch.settled == len(batch.jobs):
+                        state.scheduler.settled(batch, now)
+                        done.append(batch)
+            state.leave([outcome.job for outcome in outcomes], "settled")
+            if device_waits:
+                self._device.work_came()
+        return done
+
+
+def postprocess(model: Model, outcome: Outcome) -> None:
+    """Turn an outcome's output into what its caller gets, or into an error."""
+    try:
+        outcome.value = model.postprocess(outcome.value)
+    except BaseException as exc:  # SystemExit, too, is an answer to somebody
+        outcome.error = exc
+    if isinstance(outcome.value, BaseException):
+        outcome.error = outcome.value

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ...batchers.forward import Collated, move
 
-#: Batches whose inputs may be in pinned memory at once: one that runs, and the next.
+#: Batches whose inputs may be in pinned memory at once: the running one, and the next.
 _IN_FLIGHT = 2
 
 
@@ -31,7 +31,7 @@ class Sent(NamedTuple):
 
 
 class Staging:
-    """Copies inputs through pinned buffers that are used again, on a stream of its own, while another batch runs.
+    """Copies inputs through reused pinned buffers, on a stream of its own, while another batch runs.
 
     Pinning memory anew for each batch would cost more than it saves, and copying from memory that is not pinned waits
     for the device. One thread sends; another one receives, batch by batch in the same order.
@@ -43,11 +43,15 @@ class Staging:
         self._device = device
         self._stream = self._torch.cuda.Stream(device)
         self._buffers: list[list[Any]] = [[] for _ in range(_IN_FLIGHT)]
+        #: The arrival of the batch that was last copied from each set of buffers.
+        self._arrived: list[Any] = [None] * _IN_FLIGHT
         self._turn = 0
 
     def send(self, batch: Collated) -> Sent:
         """Start moving a batch's CPU tensors to the device."""
         self._turn = (self._turn + 1) % _IN_FLIGHT
+        if (last := self._arrived[self._turn]) is not None:
+            last.synchronize()  # a batch that was opened again may still be on its way out of these buffers
         buffers, used = self._buffers[self._turn], 0
 
         def to_device(tensor: Any) -> Any:
@@ -66,6 +70,6 @@ class Staging:
 
         with self._torch.cuda.stream(self._stream):
             inputs = move(batch.inputs, to_device)
-            arrived = self._torch.cuda.Event()
+            arrived = self._arrived[self._turn] = self._torch.cuda.Event()
             arrived.record(self._stream)
         return Sent(batch._replace(inputs=inputs), arrived)

@@ -58,7 +58,7 @@ class Stats:
         """Return the sum of two."""
         return Stats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
-    def figures(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return all there is to know, times as means in milliseconds."""
         return {
             "batches": self.batches,
@@ -73,6 +73,34 @@ class Stats:
             "run_ms": _mean_ms(self.run_s, self.batches),
             "settle_ms": _mean_ms(self.settle_s, self.batches),
         }
+
+
+@dataclass(slots=True)
+class DeviceTime:
+    """How long the device ran batches, and how long it idled between two of them although work was there."""
+
+    #: Seconds.
+    ran_s: float = 0.0
+    idled_s: float = 0.0
+    #: Since when the device has idled although work is there; None: it runs, or there is no work.
+    _idle_since: float | None = None
+
+    def started(self, now: float) -> None:
+        """Note that a batch starts."""
+        if self._idle_since is not None:
+            self.idled_s += now - self._idle_since
+            self._idle_since = None
+
+    def finished(self, batch: Batch, *, work_waits: bool) -> None:
+        """Note that a batch is through."""
+        self.ran_s += batch.run_s
+        if work_waits:
+            self._idle_since = batch.finished_at
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the device's time that it idled although work was there, from 0 to 1."""
+        return self.idled_s / (self.ran_s + self.idled_s) if self.idled_s else 0.0
 
 
 def _mean_ms(seconds: float, count: int) -> float:

@@ -7,8 +7,8 @@ from typing import Any
 from ...batchers import BatchFailed, CostModel, TokenCeiling
 from ...batchers.forward import forward
 from ...batchers.isolation import is_out_of_memory
-from .memory import free_memory
 from .model import Model
+from .runner import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,7 @@ def warm_up(
     if not examples or seconds <= 0:
         return 0
     until = clock() + seconds
-    longest = max(examples)
-    shapes = {}
-    for count, length in cost.grid(longest or None):
-        item = _of_length(model, examples, length)
-        shapes[count, model.item_length(item) or 0] = item
+    shapes = _shapes(model, examples, cost)
     order = [*shapes.items()] if device.startswith("cuda") else sorted(shapes.items(), key=_size_of_shape)
     measured = 0
     for (count, length), item in order * 2:
@@ -58,6 +54,15 @@ def warm_up(
             measured += 1
     logger.info("Task %s is warm: %d batches were measured (%.1f s).", model.name, measured, clock() + seconds - until)
     return measured
+
+
+def _shapes(model: Model, examples: dict[int, Any], cost: CostModel) -> dict[tuple[int, int], Any]:
+    """Return an item for each shape (count, length) that is worth measuring."""
+    shapes = {}
+    for count, length in cost.grid(max(examples) or None):
+        item = _of_length(model, examples, length)
+        shapes[count, model.item_length(item) or 0] = item
+    return shapes
 
 
 def _size_of_shape(shape: tuple[tuple[int, int], Any]) -> int:

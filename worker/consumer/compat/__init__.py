@@ -1,1 +1,1 @@
-"""The bridge to Celery's own machinery: its handler, its tracer, its hub and its acknowledgements."""
+"""The bridge to Celery's own machinery: its message handler, its tracer, its event loop and its worker state."""

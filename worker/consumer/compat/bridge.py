@@ -1,68 +1,65 @@
-"""Celery's own way: messages that are handed to its handler, and what becomes of them."""
+"""The Celery bridge: messages go to Celery's own handler, and come back as jobs, as acknowledgements or as failures."""
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
+import msgspec
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
+from celery.worker.request import Request
 
-from ....batchers import Job
+from ....batchers import Job, JobState
+from ....batchers.job import UNPREPARED
 from ....configs import TaskOptions
-from ...broker import Claim, Leases, Settlement
-from ...broker.retry import Persist
-from ...engine import Room
+from ...broker import Claim
+from ...engine import Capacity
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import LightRequest
-from . import hub as on_hub
-
-if TYPE_CHECKING:
-    from ...engine import Engine
+from ..wire.request import FastRequest, full_request
+from . import worker_state
+from .context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 
 class CeleryBridge:
-    """What Celery's own machinery has in hand: unusual messages, and those of plain tasks."""
+    """Hands messages over to Celery, and takes back what becomes of them.
 
-    engine: "Engine"
+    These are the messages of plain tasks, and of batch tasks those that are no fast calls.
+    """
 
-    def __init__(
-        self, consumer: Any, leases: Leases, hub: on_hub.HubCalls, persist: Persist, *, held_max_bytes: int
-    ) -> None:
-        """Hand messages to `consumer`, on its hub's thread."""
-        self._consumer = consumer
-        self._leases = leases
-        self._hub = hub
-        self._persist = persist
-        self._channel = LeaseChannel(self.acknowledge, self._requeue)
+    def __init__(self, context: WorkerContext) -> None:
+        """Start with nothing handed over."""
+        self._consumer = context.consumer
+        self._leases = context.leases
+        self._hub = context.hub
+        self._intake = context.intake
+        self._channel = LeaseChannel(self._acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
-        self._acks: deque[Claim] = deque()
-        self._returns: deque[str] = deque()
-        widest = max((task.options.max_waiting for task in consumer.batch_tasks.values()), default=0)
-        #: Jobs that Celery may have in hand: as many as wait of any batch task.
-        self._most = widest or TaskOptions().max_waiting
-        self._held_max_bytes = held_max_bytes
+        #: As many as may wait of any batch task.
+        self._max_jobs = max(
+            (task.options.max_waiting for task in context.tasks.values()), default=TaskOptions().max_waiting
+        )
+        self._max_bytes = context.options.held_max_bytes
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
 
+    # -- Into Celery's hands -----------------------------------------------------------------------------------------
+
     @property
-    def room(self) -> Room | None:
-        """How much more may be handed to Celery: of bytes, what the batch tasks leave; ETAs are not counted as jobs."""
-        room = Room(
-            self._most - len(self._tags) + len(state.scheduled_requests),
-            self._held_max_bytes - self._leases.held_bytes,
-        )
-        return room if room.jobs > 0 and room.bytes >= self._held_max_bytes // 8 else None
+    def capacity(self) -> Capacity | None:
+        """How much more may be handed over: jobs, but none that waits for its ETA, and what batch tasks leave of bytes.
+
+        None if there is no capacity.
+        """
+        jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
+        free_bytes = self._max_bytes - self._leases.held_bytes
+        return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
     def forget_lost(self) -> None:
-        """Count no message whose lease was lost: nobody acknowledges it."""
+        """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
         self._tags -= {tag for tag in tuple(self._tags) if self._leases.find(tag) is None}
-
-    # -- Into Celery's hands -----------------------------------------------------------------------------------------
 
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
@@ -76,44 +73,42 @@ class CeleryBridge:
             try:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
-                logger.error("This is no message of Celery's, it is dropped: %r", claim.message[:200], exc_info=exc)
+                logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
-    def request(self, claim: Claim) -> Any:
+    def build_request(self, claim: Claim) -> Request:
         """Return Celery's own request for a claim."""
-        message = to_kombu(claim, self._channel, self._consumer.accept)
-        return to_request(message, self._consumer.app.tasks[message.headers["task"]], self._consumer)
+        return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
-    # -- Out of Celery's hands: jobs, to the engine ------------------------------------------------------------------
+    # -- Back as jobs. On the hub's thread ---------------------------------------------------------------------------
 
-    def take(self, request: Any) -> None:
-        """Let a request of Celery's own join the waiting jobs. On the hub."""
-        claim = self._leases.find(request.message.delivery_tag)
-        if claim is None:  # our lease was lost while it waited for its ETA: it runs elsewhere
-            on_hub.gone([request])
+    def take(self, request: Request) -> None:
+        """Let a request that Celery has accepted join the waiting jobs of its task."""
+        claim = self._take_back(request)
+        if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
+            worker_state.forget([request])
             return
         try:
             job = _to_job(claim, request)
         except Exception as exc:
             logger.error("%r cannot be served: %s", request, exc)
-            on_hub.gone([request])
+            worker_state.forget([request])
             self.refuse(claim.tag, exc)
             return
-        self._tags.discard(claim.tag)
         request.claim = claim
-        self.engine.submit([job])
+        if not self._intake.submit([job]):
+            self._leases.give_back_soon(claim)
+            worker_state.forget([request])
 
-    def leave_to_others(self, request: Any) -> None:
-        """Let go of a message whose task is served elsewhere: any worker may have it once its lease is over. Hub.
+    def leave_to_others(self, request: Request) -> None:
+        """Let any worker have the message of a task that this worker does not serve, once its lease is over.
 
-        Given back at once, it would come back at once.
+        It is not given back, because it would return at once.
         """
-        tag = request.message.delivery_tag
-        self._tags.discard(tag)
-        claim = self._leases.find(tag)
+        claim = self._take_back(request)
         if claim is not None:
             self._leases.forget([claim])
-        on_hub.gone([request])
+        worker_state.forget([request])
         if request.task.name not in self._left:
             self._left.add(request.task.name)
             logger.error(
@@ -122,69 +117,78 @@ class CeleryBridge:
                 request.task.name,
             )
 
-    # -- Out of Celery's hands: all others ---------------------------------------------------------------------------
+    def withdraw(self, job: Job) -> None:
+        """Let Celery announce and store that a job was revoked or has expired."""
+        try:
+            revoked = full_request(job.reply).revoked()
+        except Exception as exc:
+            logger.exception("Celery could not revoke %s.", job.reply)
+            self.fail(job.id, job.reply.claim, exc)
+            revoked = True
+        if not revoked:  # by Celery's clock it has not expired yet
+            # A new job, because the engine may still be at dropping the old one.
+            again = msgspec.structs.replace(job, deadline=None, item=UNPREPARED, state=JobState.NEW)
+            if self._intake.submit([again]):
+                return
+            self._leases.give_back_soon(job.reply.claim)
+        worker_state.forget([job.reply])
 
-    def acknowledge(self, tag: str) -> None:
-        """Acknowledge a message, with the next settle. Any thread."""
-        self._tags.discard(tag)
-        claim = self._leases.find(tag)
-        if claim is not None:
-            self._acks.append(claim)
-            self.engine.poke()
-
-    def take_acks(self) -> list[Settlement]:
-        """Take the acknowledgements in line."""
-        return [Settlement(self._acks.popleft()) for _ in range(len(self._acks))]
+    # -- Back as acknowledgements and failures -----------------------------------------------------------------------
 
     def refuse(self, tag: str, error: Exception) -> None:
-        """Drop a message that Celery can make nothing of; whoever waits for it, if it says who, learns why. Hub."""
+        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
         claim = self._leases.find(tag)
         if claim is None:
             return
         _, task_id = addressee(claim.message)
         if task_id is None:
-            self.acknowledge(tag)
+            self._acknowledge(tag)
         else:
             self.fail(task_id, claim, error)
 
     def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """End a job that Celery's own code cannot take in; left alone it would run again and again."""
+        """End a job that Celery's own code cannot take, because it would run again and again otherwise."""
         try:
             self._consumer.app.backend.mark_as_failure(task_id, error)
         except (TypeError, ValueError):
-            logger.exception("No result can be stored for %r, ever: it is dropped.", task_id)
-            self.acknowledge(claim.tag)
+            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
+            self._acknowledge(claim.tag)
         except Exception:
-            logger.exception("Its failure could not be stored: %s runs again when its lease is over.", task_id)
+            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
             self._leases.forget([claim])
         else:
-            self.acknowledge(claim.tag)
+            self._acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
-        """Give back what Celery drops when it reconnects: what waits for its ETA or its rate limit. On the hub."""
+        """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
         in_pool = {
-            request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, LightRequest)
+            request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
         }
-        self._returns += (tag for tag in tuple(self._tags) if tag not in in_pool)
-        self.engine.poke()
+        for tag in self._tags - in_pool:
+            self._give_back(tag)
 
-    def give_back_dropped(self) -> None:
-        """Give back what `connection_lost` has found. Settle thread."""
-        for _ in range(len(self._returns)):
-            self._requeue(self._returns.popleft())
-
-    def _requeue(self, tag: str) -> None:
+    def _acknowledge(self, tag: str) -> None:
         self._tags.discard(tag)
-        claim = self._leases.find(tag)
-        if claim is not None:
-            self._persist(lambda: self._leases.give_back([claim]), until_done=True)
+        if (claim := self._leases.find(tag)) is not None:
+            self._leases.acknowledge(claim)
+
+    def _give_back(self, tag: str) -> None:
+        self._tags.discard(tag)
+        if (claim := self._leases.find(tag)) is not None:
+            self._leases.give_back_soon(claim)
+
+    def _take_back(self, request: Request) -> Claim | None:
+        """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
+        tag: str = request.message.delivery_tag
+        self._tags.discard(tag)
+        return self._leases.find(tag)
 
 
-def _to_job(claim: Claim, request: Any) -> Job:
+def _to_job(claim: Claim, request: Request) -> Job:
     """Return the job of a request of Celery's own.
 
     Raises:
-        InvalidTaskError: it cannot be one, and Celery has not looked.
+        InvalidTaskError: the request cannot be a job, which Celery has not checked.
     """
     args, kwargs = request.args, request.kwargs
     if not isinstance(request.id, str):
@@ -192,14 +196,22 @@ def _to_job(claim: Claim, request: Any) -> Job:
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
         raise InvalidTaskError(f"arguments are a list and an object, not {args!r:.100} and {kwargs!r:.100}")
     now = time.monotonic()
-    job = Job(request.id, request.task.name, args, kwargs, request, now, claim.seq, _priority(request))
-    job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
-    job.size = len(claim.message)
-    return job
+    return Job(
+        request.id,
+        request.task.name,
+        args,
+        kwargs,
+        reply=request,
+        enqueued_at=now,
+        seq=claim.seq,
+        priority=_priority(request),
+        deadline=None if request.expires is None else now + request.expires.timestamp() - time.time(),
+        size=len(claim.message),
+    )
 
 
-def _priority(request: Any) -> int:
-    """Return a request's priority as kombu reads it: from 0 to 9, 0 for what is no number."""
+def _priority(request: Request) -> int:
+    """Return a request's priority as kombu reads it: from 0 to 9, and 0 for what is no number."""
     try:
         return max(0, min(int(request.delivery_info["priority"]), 9))
     except (TypeError, ValueError, OverflowError, KeyError):

@@ -1,61 +1,95 @@
-"""CeleryBridge outcomes, told to Celery's own tracer.
+"""Outcomes that go over the Celery bridge, told to Celery's own tracer.
 
-Errors, retries, callbacks, chains, chords, signals: Celery does all of that in one function, its tracer, around a call
-of the task. We have the outcome already; so the tracer gets a task whose body replays it.
+Celery handles errors, retries, callbacks, chains, chords and signals in one function, its tracer, around a call of the
+task. Here the outcome exists already, so the tracer gets a task whose body replays the outcome.
 """
 
+import logging
 import threading
-from typing import Any
 
-from celery.app.autoretry import add_autoretry_behaviour
+from celery import Task
 from celery.app.trace import build_tracer
+from celery.worker.request import Request
 
-from ....batchers import Outcome
+from ....batchers import BatchFailed, Outcome
+from ....producer import private
+from ..wire.request import FastRequest, full_request
+from . import worker_state
+from .bridge import CeleryBridge
+from .context import WorkerContext
+
+logger = logging.getLogger(__name__)
 
 
-def make_replay(task: Any) -> Any:
-    """Return a task like `task`, whose body returns or raises the outcome that `trace` was given.
+class OutcomeReplay:
+    """Lets Celery store and announce outcomes, and acknowledge their messages. Settle thread."""
 
-    Where `task` has `autoretry_for`, Celery's wrapper goes around this body: so each job is retried by itself.
+    def __init__(self, context: WorkerContext, bridge: CeleryBridge) -> None:
+        """Replay outcomes of the context's tasks; `bridge` ends those that Celery cannot take."""
+        self._context = context
+        self._bridge = bridge
+        self._tasks = {name: _replaying(task) for name, task in context.tasks.items()}
+
+    def tell(self, outcome: Outcome) -> None:
+        """Tell Celery one outcome, if its message is still ours."""
+        context, reply = self._context, outcome.job.reply
+        if outcome.error is not None and not isinstance(outcome.error, Exception):
+            outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
+        leases, claim = context.leases, reply.claim
+        if not leases.holds(claim) or not context.retry.until_stopped(lambda: leases.still_held(claim)):
+            context.hub.call(worker_state.forget, [reply])
+            return
+        try:
+            request = full_request(reply)
+            answer = self._trace(request, outcome)
+            context.hub.call(request.on_success, answer, soon=True)
+        except Exception as exc:
+            logger.exception("Celery could not take the outcome of %s.", reply)
+            self._bridge.fail(reply.id, claim, exc)
+        if isinstance(reply, FastRequest):
+            context.hub.call(worker_state.forget, [reply])
+
+    def _trace(self, request: Request, outcome: Outcome) -> tuple[int, object, float]:
+        """Call Celery's tracer; return what Celery's pools hand to `Request.on_success`: (failed, result, runtime)."""
+        task, app = self._tasks[outcome.job.task], self._context.app
+        if task.__trace__ is None:
+            task.__trace__ = build_tracer(task.name, task, app.loader, request.hostname, app=app)
+        args, kwargs, embed = private.payload_of(request)
+        context = {
+            **request.request_dict,
+            "args": args,
+            "kwargs": kwargs,
+            "is_eager": False,
+            **(embed if isinstance(embed, dict) else {}),
+        }
+        task.outcomes.current = outcome
+        try:
+            result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
+        finally:
+            del task.outcomes.current
+        return (1, result, runtime) if info else (0, text, runtime)
+
+
+def _replaying(task: Task) -> Task:
+    """Return a task like `task`, whose body returns or raises the outcome in `outcomes.current`.
+
+    Where `task` has `autoretry_for`, Celery's wrapper goes around this body, so that each job is retried by itself.
     """
     outcomes = threading.local()
 
-    def run(*_: Any, **__: Any) -> Any:
+    def run(*_: object, **__: object) -> object:
         outcome: Outcome = outcomes.current
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
 
-    def call(_self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(_self: Task, *args: object, **kwargs: object) -> object:
         return replay.run(*args, **kwargs)
 
-    replay: Any = object.__new__(type("Replay", (type(task),), {"__call__": call}))
-    replay.__dict__.update((name, value) for name, value in vars(task).items() if name != "_orig_run")
+    replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
+    replay.__dict__.update((name, value) for name, value in vars(task).items() if name != private.ORIGINAL_RUN)
     replay.run = run
     replay.outcomes = outcomes
     replay.__trace__ = None
-    add_autoretry_behaviour(replay)
+    private.add_autoretry_behaviour(replay)
     return replay
-
-
-def trace(replay: Any, request: Any, outcome: Outcome, app: Any) -> tuple[int, Any, Any]:
-    """Let Celery's tracer store and announce `outcome`; return what its pools hand to `Request.on_success`.
-
-    That is, as Celery has it: (failed, result, runtime).
-    """
-    if replay.__trace__ is None:
-        replay.__trace__ = build_tracer(replay.name, replay, app.loader, request.hostname, app=app)
-    args, kwargs, embed = request._payload
-    context = {
-        **request.request_dict,
-        "args": args,
-        "kwargs": kwargs,
-        "is_eager": False,
-        **(embed if isinstance(embed, dict) else {}),
-    }
-    replay.outcomes.current = outcome
-    try:
-        result, info, runtime, text = replay.__trace__(request.id, args, kwargs, context)
-    finally:
-        del replay.outcomes.current
-    return (1, result, runtime) if info else (0, text, runtime)

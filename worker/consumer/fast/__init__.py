@@ -1,1 +1,1 @@
-"""The fast path: ordinary calls are claimed, decoded, settled and announced in bulk, without Celery's objects."""
+"""The fast path: fast calls are claimed, decoded, settled and announced in bulk, without Celery's own objects."""

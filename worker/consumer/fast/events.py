@@ -1,28 +1,28 @@
 """Celery's task events, for Flower and every other monitor."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from celery.utils.saferepr import saferepr
+from celery.worker.consumer import Consumer
 
 from ....batchers import Outcome
 from ....producer.codec.serializer import summarise
-from ..wire.request import LightRequest
+from ....producer.private import saferepr
+from ..wire.request import FastRequest
 
 
 class Events:
-    """Sends the events of ordinary jobs, if the worker sends events at all. On the hub's thread.
+    """Sends the events of fast calls, if the worker sends events at all. On the hub's thread.
 
-    The others' are sent by Celery's own request. Celery's dispatcher gathers task events and sends many as one message.
+    Celery's own request sends the events of all other calls. Celery's dispatcher sends many task events as one message.
     """
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Consumer) -> None:
         """Send through `consumer`'s dispatcher, which changes with every reconnect."""
         self._consumer = consumer
 
-    def received(self, requests: Sequence[LightRequest]) -> None:
-        """Tell that jobs were claimed."""
-        for request in self._wanted(requests):
+    def received(self, requests: Sequence[FastRequest]) -> None:
+        """Announce that jobs were claimed."""
+        for request in self._announced(requests):
             headers = request.headers
             self._consumer.event_dispatcher.send(
                 "task-received",
@@ -37,18 +37,18 @@ class Events:
                 expires=headers.expires,
             )
 
-    def started(self, requests: Sequence[LightRequest]) -> None:
-        """Tell that jobs run."""
-        for request in self._wanted(requests):
+    def started(self, requests: Sequence[FastRequest]) -> None:
+        """Announce that jobs run."""
+        for request in self._announced(requests):
             self._consumer.event_dispatcher.send("task-started", uuid=request.id)
 
-    def succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
-        """Tell that jobs are through, with the runtime of their batch: of those pairs whose second is true."""
+    def succeeded(self, outcomes: Sequence[Outcome]) -> None:
+        """Announce that jobs are done, with the runtime of their batch."""
         if not self._enabled:
             return
-        for outcome, is_ours in pairs:
-            request: LightRequest = outcome.job.reply
-            if is_ours and request.task.send_events:
+        for outcome in outcomes:
+            request: FastRequest = outcome.job.reply
+            if request.task.send_events:
                 batch = outcome.batch
                 self._consumer.event_dispatcher.send(
                     "task-succeeded",
@@ -60,8 +60,8 @@ class Events:
     @property
     def _enabled(self) -> bool:
         dispatcher = self._consumer.event_dispatcher
-        # Without -E the dispatcher sends events all the same, but only those of the group "worker".
+        # A worker without -E has an enabled dispatcher, too, but one for events of the group "worker" only.
         return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
-    def _wanted(self, requests: Sequence[LightRequest]) -> Sequence[LightRequest]:
+    def _announced(self, requests: Sequence[FastRequest]) -> Sequence[FastRequest]:
         return [request for request in requests if request.task.send_events] if self._enabled else ()

@@ -1,173 +1,179 @@
-"""Claiming: from the queues to jobs, or into Celery's hands."""
+"""Fetches jobs: waits for messages, claims them, and hands over to Celery what is no fast call."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.worker import state
 
 from ....batchers import Job
-from ...broker import ArrivalWatcher, Claim, Leases, Queue
-from ...broker.retry import Persist
-from ...engine import Room
-from ..compat import hub as on_hub
+from ....producer import private
+from ... import tuning
+from ...broker import ArrivalWatcher, Claim, Queue
+from ...engine import Capacity
+from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
+from ..compat.context import WorkerContext
 from ..wire.decode import FastCall, decode
 from ..wire.kombu_message import addressee
-from ..wire.request import LightRequest
+from ..wire.request import FastRequest
 from .events import Events
-from .queue_selector import CELERY, QueueSelector, Turn
-
-if TYPE_CHECKING:
-    from ...engine import Engine
-
-#: Seconds that one wait for work lasts at most; then the queues are looked at anyway.
-_WAIT_S = 1.0
-#: Seconds until a share that was other workers' is looked at again.
-_WITHHELD_S = 0.05
-#: Seconds that a few jobs have to themselves before anything else is done, and the bytes of their messages at most.
-_AFTER_YOU_S, _FEW_BYTES = 0.001, 65_536
-#: Messages that one claim takes, at most, unless a batch may be larger: some 5 ms of the server's time, for which
-#: results would wait.
-_AT_ONCE = 256
+from .queue_selector import CELERY, QueueSelector, Selection
 
 
-class Claiming:
-    """Waits for work and claims it. Claim thread."""
-
-    engine: "Engine"
+class QueueSource:
+    """The engine's source of jobs: claims them from Redis."""
 
     def __init__(
         self,
-        consumer: Any,
-        leases: Leases,
-        doorbell: ArrivalWatcher,
-        hub: on_hub.HubCalls,
+        context: WorkerContext,
+        bridge: CeleryBridge,
         events: Events,
-        unusual: CeleryBridge,
-        persist: Persist,
-        *,
+        watcher: ArrivalWatcher,
         queues: Callable[[], Sequence[Queue]],
-        max_bytes: int,
     ) -> None:
-        """Claim from `queues` for `consumer`'s batch tasks, `max_bytes` at once at most."""
-        self._consumer = consumer
-        self._tasks: dict[str, Any] = consumer.batch_tasks
-        self._leases = leases
-        self._doorbell = doorbell
-        self._hub = hub
+        """Claim from what `queues()` returns, which changes while the worker runs."""
+        self._consumer = context.consumer
+        self._tasks = context.tasks
+        self._leases = context.leases
+        self._hub = context.hub
+        self._retry = context.retry
+        self._intake = context.intake
+        self._bridge = bridge
         self._events = events
-        self._unusual = unusual
-        self._persist = persist
+        self._watcher = watcher
         self._queues = queues
-        self._max_bytes = max_bytes
-        self._at_once = max([_AT_ONCE, *(task.options.max_batch_size for task in self._tasks.values())])
-        self._turns = QueueSelector()
-        #: Whether the last claim took all there was, and that was little: see `_look_again`.
-        self._stepped_aside = False
+        self._selector = QueueSelector()
+        self._max_bytes = context.options.claim_max_bytes
+        self._max_jobs = max([tuning.CLAIM_MAX_JOBS, *(task.options.max_batch_size for task in self._tasks.values())])
+        #: Whether the last claim took all there was, and that was little.
+        self._claim_was_small = False
 
-    def claim(self, rooms: Mapping[str, Room]) -> list[Job]:
-        """See `Front.claim`."""
-        all_taken = self._stepped_aside
-        if all_taken:
-            self._look_again()
-        room_with_celery = self._unusual.room
-        rooms = {**rooms, CELERY: room_with_celery} if room_with_celery else rooms
-        turn = self._turns.next(self._queues(), rooms, self._max_bytes)
-        if not turn.queues or self.engine.hung:
-            self._wait_until_freed()
+    # -- The engine's `JobSource` ------------------------------------------------------------------------------------
+
+    def claim(self, capacity: Mapping[str, Capacity]) -> list[Job]:
+        """Wait for messages and claim them."""
+        queues_are_empty = self._claim_was_small
+        if queues_are_empty:
+            self._follow_up_small_claim()
+        if celery := self._bridge.capacity:
+            capacity = {**capacity, CELERY: celery}
+        selection = self._selector.next(self._queues(), capacity, self._max_bytes)
+        if not selection.queues or self._intake.hung:
+            self._wait_for_capacity()
             return []
-        if not all_taken:
-            if claims := self._take(turn):
-                return self._sort_out(claims)
-            if turn.left_out or self._leases.withheld:
-                self._wait_until_freed()
+        if not queues_are_empty:
+            if claims := self._take(selection):
+                return self._sort(claims)
+            if selection.left_out or self._leases.withheld:
+                self._wait_for_capacity()
                 return []
-        rang = not turn.left_out and self._persist(lambda: self._doorbell.wait(turn.queues, _WAIT_S))
-        # Meanwhile there can only be more room.
-        return self._sort_out(self._take(turn)) if rang and not self.engine.hung else []
+        arrived = not selection.left_out and self._retry.once(
+            lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
+        )
+        # The capacity cannot have become less meanwhile.
+        return self._sort(self._take(selection)) if arrived and not self._intake.hung else []
 
-    def _take(self, turn: Turn) -> Sequence[Claim]:
-        room = min(sum(turn.limits), self._at_once)
+    def give_back(self, jobs: Sequence[Job]) -> None:
+        """Put messages back to the front of their queues, in claim order."""
+        self._retry.once(lambda: self._leases.give_back(job.reply.claim for job in jobs))
+        self._hub.call(worker_state.forget, [job.reply for job in jobs])
+
+    def interrupt(self) -> None:
+        """End every wait, because the worker stops."""
+        self._retry.stop()
+        self._watcher.interrupted = True
+        self._hub.resume()
+
+    # -- The lease thread's ------------------------------------------------------------------------------------------
+
+    def give_back_all_but_running(self) -> None:
+        """Let other workers have everything but the running batch, because the device hangs."""
+        running = {job.reply.claim.tag for job in self._intake.running}
+        self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
+
+    # -- The claim thread's ------------------------------------------------------------------------------------------
+
+    def _take(self, selection: Selection) -> Sequence[Claim]:
+        limit = min(sum(selection.limits), self._max_jobs)
         claims: Sequence[Claim] = (
-            self._persist(lambda: self._leases.claim(turn.queues, room, turn.max_bytes, turn.limits), until_done=True)
+            self._retry.until_stopped(
+                lambda: self._leases.claim(selection.queues, limit, selection.max_bytes, selection.limits)
+            )
             or ()
         )
-        few = 2 * len(claims) <= room and sum(len(claim.message) for claim in claims) <= _FEW_BYTES
-        if claims and few and not self._leases.withheld:
-            self._stepped_aside = True
-            self._hub.hush()
+        small = 2 * len(claims) <= limit and sum(len(claim.message) for claim in claims) <= tuning.SMALL_CLAIM_MAX_BYTES
+        if claims and small and not self._leases.withheld:
+            self._claim_was_small = True
+            self._hub.pause()
         elif claims:
-            self._persist(lambda: self._doorbell.pass_on(more=self._leases.withheld > 0))
+            self._retry.once(lambda: self._watcher.pass_on(more=self._leases.withheld > 0))
         return claims
 
-    def _look_again(self) -> None:
-        """Let the few jobs that were all there was get to the device first: then announce them, and pass on the token.
+    def _follow_up_small_claim(self) -> None:
+        """Give the jobs of a small claim a head start to the device; then announce them and wake the next worker."""
+        self._claim_was_small = False
+        self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
+        self._hub.resume()
+        self._retry.once(lambda: self._watcher.pass_on(more=False))
 
-        Whatever our threads do meanwhile competes with those jobs for the GIL.
-        """
-        self._stepped_aside = False
-        self.engine.freed.wait(_AFTER_YOU_S)
-        self._hub.wake()
-        self._persist(lambda: self._doorbell.pass_on(more=False))
+    def _wait_for_capacity(self) -> None:
+        self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)
+        self._bridge.forget_lost()
 
-    def _wait_until_freed(self) -> None:
-        self.engine.freed.wait(_WITHHELD_S)
-        self._unusual.forget_lost()
-
-    def _sort_out(self, claims: Sequence[Claim]) -> list[Job]:
+    def _sort(self, claims: Sequence[Claim]) -> list[Job]:
+        """Return the jobs of fast calls, and hand all other messages over to Celery."""
         if not claims:
             return []
-        now, jobs, others, brought = time.monotonic(), [], [], set()
-        revoked, tasks, server_time = state.revoked, self._unlimited(), self._leases.server_time
+        now, jobs, bridged, delivered = time.monotonic(), [], [], set()
+        revoked, tasks, server_time = state.revoked, self._without_rate_limit(), self._leases.server_time
         for claim in claims:
             call = decode(claim.message, self._consumer.accept)
             if call is None or call.headers.task not in tasks or (revoked and call.headers.id in revoked):
-                others.append(claim)
+                bridged.append(claim)
             else:
                 jobs.append(to_job(claim, call, self._request(claim, call), now, server_time))
-                brought.add((claim.queue.name, call.headers.task))
-        for claim in others:
-            brought.add((claim.queue.name, CELERY))
+                delivered.add((claim.queue.name, call.headers.task))
+        for claim in bridged:
+            delivered.add((claim.queue.name, CELERY))
             task, _ = addressee(claim.message)
-            if task in self._tasks:  # it joins that task's jobs when Celery is through with it
-                brought.add((claim.queue.name, task))
-        self._turns.brought(brought)
+            if task is not None and task in self._tasks:  # it joins that task's jobs once Celery has accepted it
+                delivered.add((claim.queue.name, task))
+        self._selector.learn(delivered)
         if jobs:
             self._announce([job.reply for job in jobs])
-        if others:
-            self._unusual.hand_over(others)
+        if bridged:
+            self._bridge.hand_over(bridged)
         return jobs
 
-    def _unlimited(self) -> Set[str]:
-        """Return the batch tasks without a rate limit; Celery's own buckets see to the others."""
+    def _without_rate_limit(self) -> Set[str]:
+        """Return the batch tasks without a rate limit. Celery's own buckets limit the others."""
         if self._consumer.disable_rate_limits:
             return self._tasks.keys()
         return {name for name in self._tasks if not self._consumer.task_buckets[name]}
 
-    def _request(self, claim: Claim, call: FastCall) -> LightRequest:
+    def _request(self, claim: Claim, call: FastCall) -> FastRequest:
         headers = call.headers
         name = headers.shadow or headers.task
         task = self._tasks[headers.task]
-        return LightRequest(claim, headers, task, self._unusual.request, headers.id, name, call.in_chord)
+        return FastRequest(claim, headers, task, self._bridge.build_request, headers.id, name, call.in_chord)
 
-    def _announce(self, requests: Sequence[LightRequest]) -> None:
-        if signals.task_received.receivers:  # before any other signal of theirs
+    def _announce(self, requests: Sequence[FastRequest]) -> None:
+        if private.has_receivers(signals.task_received):  # sent at once, because it comes before all other signals
             for request in requests:
                 signals.task_received.send(sender=self._consumer, request=request)
         self._hub.call(self._received, requests)
 
-    def _received(self, requests: Sequence[LightRequest]) -> None:
-        on_hub.reserved(requests)
+    def _received(self, requests: Sequence[FastRequest]) -> None:
+        worker_state.reserved(requests)
         self._events.received(requests)
 
 
-def to_job(claim: Claim, call: FastCall, request: LightRequest, now: float, server_time: float) -> Job:
-    """Return the job of an ordinary call.
+def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, server_time: float) -> Job:
+    """Return the job of a fast call.
 
-    `now` is on the engine's clock, in seconds; the caller's times are held against `server_time`, seconds since the
-    epoch: this machine's clock may be off, too.
+    `now` is on the engine's clock, in seconds. The caller's times are compared with `server_time`, in seconds since the
+    epoch, because this machine's clock may be wrong, too.
     """
     headers = call.headers
     enqueued_at = headers.batchery_enqueued_at
@@ -176,12 +182,12 @@ def to_job(claim: Claim, call: FastCall, request: LightRequest, now: float, serv
         headers.task,
         call.args,
         call.kwargs,
-        request,
-        # A caller whose clock is ahead of the server's has just sent it, as far as we can know.
-        now if enqueued_at is None else now - max(0.0, server_time - enqueued_at),
-        claim.seq,
-        call.priority,
-        None if call.expires_at is None else now + call.expires_at - server_time,
+        reply=request,
+        # A caller whose clock is ahead of the server's counts as one that has just sent its call.
+        enqueued_at=now if enqueued_at is None else now - max(0.0, server_time - enqueued_at),
+        seq=claim.seq,
+        priority=call.priority,
+        deadline=None if call.expires_at is None else now + call.expires_at - server_time,
         # A compressed message is larger once it is held.
         size=max(len(claim.message), call.size),
     )

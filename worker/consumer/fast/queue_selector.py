@@ -1,64 +1,64 @@
-"""Whose turn it is: from which queues the next claim takes, and how many messages of each. No I/O."""
+"""Chooses from which queues the next claim takes, and how many messages of each. No I/O."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...broker import Queue
-from ...engine import Room
+from ...engine import Capacity
 
-#: Stands, beside the names of batch tasks, for what Celery's own machinery has in hand.
+#: Stands, beside the names of batch tasks, for what goes over the Celery bridge.
 CELERY = ""
 
 
-class Turn(NamedTuple):
+class Selection(NamedTuple):
     """What to claim."""
 
     queues: list[Queue]
-    #: Messages to take from each of the queues, at most.
+    #: Messages to take from each of the queues at most.
     limits: list[int]
-    #: Bytes to take from all of them, at most.
+    #: Bytes to take from all of them at most.
     max_bytes: int
-    #: Whether queues were left out until there is room for what they bring.
+    #: Whether a queue was left out because a task that it delivers has no capacity.
     left_out: bool
 
 
 class QueueSelector:
-    """Claims from a queue as long as there is room for what it last brought.
+    """Chooses queues whose tasks have capacity.
 
-    Which task a message is for is known only once it is claimed, and a worker must not keep claiming from a queue that
-    brings what it has no room for; nor leave one alone that brings something else. So a queue counts as bringing what
-    its last claim brought. Where that has changed it brings more than there is room for, once.
+    A worker learns a message's task only by claiming the message. It must not keep claiming from a queue that delivers
+    tasks without capacity, nor neglect a queue that delivers others. So a queue is assumed to deliver the same tasks as
+    in its last claim. Where that has changed, a claim exceeds a task's capacity once.
     """
 
     def __init__(self) -> None:
-        """Start without knowing what any queue brings."""
-        self._brings: dict[str, Collection[str]] = {}
-        self._turn = 0
+        """Start without knowing what any queue delivers."""
+        self._delivers: dict[str, Collection[str]] = {}
+        self._claims = 0
 
-    def next(self, queues: Sequence[Queue], rooms: Mapping[str, Room], max_bytes: int) -> Turn:
+    def next(self, queues: Sequence[Queue], capacity: Mapping[str, Capacity], max_bytes: int) -> Selection:
         """Return what to claim: from another queue first each time, and at most `max_bytes`.
 
-        `rooms` are by task; one that is missing has no room.
+        `capacity` is by task, and a missing task has none.
         """
-        self._turn += 1
-        split = self._turn % len(queues) if queues else 0
-        # Queues that bring the same task have an equal part of its room each.
-        parts = Counter(task for queue in queues for task in self._brings.get(queue.name, ()))
+        self._claims += 1
+        split = self._claims % len(queues) if queues else 0
+        # Queues that deliver the same task get an equal part of its capacity each.
+        parts = Counter(task for queue in queues for task in self._delivers.get(queue.name, ()))
         chosen: list[Queue] = []
         limits: list[int] = []
         for queue in (*queues[split:], *queues[:split]):
-            # One that has brought nothing yet may bring anything: also what there is no room for, but only once.
-            tasks = self._brings.get(queue.name, rooms)
-            if tasks and all(task in rooms for task in tasks):
+            # An unknown queue may deliver any task, so it may exceed a task's capacity, but only once.
+            tasks = self._delivers.get(queue.name, capacity)
+            if tasks and all(task in capacity for task in tasks):
                 chosen.append(queue)
-                limits.append(min(-(-rooms[task].jobs // (parts[task] or 1)) for task in tasks))
-                max_bytes = min(max_bytes, *(rooms[task].bytes for task in tasks))
-        return Turn(chosen, limits, max_bytes, len(chosen) < len(queues))
+                limits.append(min(-(-capacity[task].jobs // (parts[task] or 1)) for task in tasks))
+                max_bytes = min(max_bytes, *(capacity[task].bytes for task in tasks))
+        return Selection(chosen, limits, max_bytes, len(chosen) < len(queues))
 
-    def brought(self, tasks: Iterable[tuple[str, str]]) -> None:
-        """Take note of what a claim brought: pairs of a queue's name and a task, as often as you like."""
-        brings: dict[str, set[str]] = {}
-        for queue, task in tasks:
-            brings.setdefault(queue, set()).add(task)
-        self._brings.update(brings)
+    def learn(self, delivered: Iterable[tuple[str, str]]) -> None:
+        """Note what a claim delivered: pairs of a queue's name and a task, in any number."""
+        delivers: dict[str, set[str]] = {}
+        for queue, task in delivered:
+            delivers.setdefault(queue, set()).add(task)
+        self._delivers.update(delivers)

@@ -1,125 +1,154 @@
-"""Settling: ordinary successes in bulk, everything else told to Celery's own tracer."""
+"""Settles outcomes: successes of fast calls in bulk, everything else through Celery's own tracer."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from celery import signals
+from celery import Task, signals
 from celery.app.trace import task_has_custom
+from celery.utils.functional import maybe_list, noop
+from celery.worker import state
+from celery.worker.request import Request
 
-from ....batchers import BatchFailed, Outcome
-from ...broker import Leases, Settled, Settlement
-from ...broker.retry import Persist
-from ..compat import hub as on_hub
+from ....batchers import Batch, Job, Outcome
+from ....producer import private
+from ...broker import Settled
+from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
-from ..compat.replay import make_replay, trace
-from ..wire.request import LightRequest, full_request
+from ..compat.context import WorkerContext
+from ..compat.replay import OutcomeReplay
+from ..wire.request import CurrentRequest, FastRequest
 from .events import Events
-from .result_store import ResultStore
+from .store import ResultStore
 
 logger = logging.getLogger(__name__)
 
 
-class Settling:
-    """Stores outcomes and acknowledges their messages."""
+class CelerySink:
+    """The engine's sink of results: answers callers as Celery does."""
 
-    def __init__(
-        self,
-        consumer: Any,
-        leases: Leases,
-        store: ResultStore,
-        hub: on_hub.HubCalls,
-        events: Events,
-        unusual: CeleryBridge,
-        persist: Persist,
-    ) -> None:
-        """Settle the jobs of `consumer`'s batch tasks."""
-        self._app = consumer.app
-        self._hooked = {name for name, task in consumer.batch_tasks.items() if _has_hooks(task)}
-        self._replays = {name: make_replay(task) for name, task in consumer.batch_tasks.items()}
-        self._leases = leases
-        self._store = store
-        self._hub = hub
+    def __init__(self, context: WorkerContext, bridge: CeleryBridge, events: Events, store: ResultStore) -> None:
+        """Settle the jobs of the context's tasks."""
+        self._tasks = context.tasks
+        self._leases = context.leases
+        self._hub = context.hub
+        self._retry = context.retry
+        self._bridge = bridge
         self._events = events
-        self._unusual = unusual
-        self._persist = persist
+        self._store = store
+        self._replay = OutcomeReplay(context, bridge)
+        self._hooked = {name for name, task in context.tasks.items() if _has_hooks(task)}
+
+    # -- While a job waits and runs ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def current(self, job: Job) -> Iterator[None]:
+        """Return a context in which `self.request` and `self.retry` of the job's task work."""
+        stack = self._tasks[job.task].request_stack
+        stack.push(CurrentRequest(job.reply))
+        try:
+            yield
+        finally:
+            stack.pop()
+
+    def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
+        """Return the jobs that are wanted and still ours; Celery announces revoked and expired ones."""
+        now, revoked = time.monotonic(), state.revoked
+        wanted = []
+        for job in jobs:
+            expired = job.deadline is not None and job.deadline <= now
+            if expired or (revoked and job.id in revoked) or _revoked_by_stamp(job.reply):
+                self._hub.call(self._bridge.withdraw, job)
+            elif self._leases.holds(job.reply.claim):
+                wanted.append(job)
+            else:
+                self._hub.call(worker_state.forget, [job.reply])
+        return wanted
+
+    def started(self, batch: Batch) -> None:
+        """Let `inspect` and events show that a batch runs."""
+        self._hub.call(self._started, [job.reply for job in batch.jobs], time.time(), time.monotonic())
+
+    def _started(self, requests: Sequence[FastRequest | Request], now: float, monotonic_now: float) -> None:
+        fast = [request for request in requests if isinstance(request, FastRequest)]
+        for request in fast:
+            request.time_start = now
+        worker_state.accepted(fast)
+        self._events.started(fast)
+        if len(fast) < len(requests):
+            for request in requests:
+                if not isinstance(request, FastRequest):
+                    request.on_accepted(os.getpid(), monotonic_now)
+
+    def broken(self, error: Exception) -> None:  # noqa: ARG002 - the engine has logged it
+        """Shut the worker down, because its engine died."""
+        # Celery's loop looks at this on every turn, and shuts the worker down with it as the exit code.
+        state.should_stop = os.EX_SOFTWARE
+        self._hub.call(noop, soon=True)
+
+    # -- Once its outcome is known -----------------------------------------------------------------------------------
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """See `Front.settle`."""
-        candidates = [] if _any_hears() else [outcome for outcome in outcomes if self._is_ordinary(outcome)]
-        self._store.encode(candidates)
-        ordinary = [outcome for outcome in candidates if outcome.error is None]
-        acks = self._unusual.take_acks()
-        left = self._settle_ordinary(ordinary, acks) if ordinary or acks else set()
-        self._unusual.give_back_dropped()
-        done = {id(outcome) for outcome in ordinary if outcome.error is None} - left
-        if len(done) < len(outcomes):
-            for outcome in outcomes:
-                if id(outcome) not in done:
-                    self._tell_celery(outcome)
+        """Store outcomes, announce them, and acknowledge their messages."""
+        all_bridged = _signals_have_receivers()
+        fast: list[Outcome] = []
+        bridged: list[Outcome] = []
+        for outcome in outcomes:
+            (bridged if all_bridged or not self._is_fast(outcome) else fast).append(outcome)
+        if fast:
+            bridged += self._settle_fast(fast)
+        for outcome in bridged:
+            self._store.refuse_too_large(outcome)
+            self._replay.tell(outcome)
 
-    def acknowledge_rest(self) -> None:
-        """Acknowledge what is still in line.
-
-        Raises:
-            redis.RedisError: the server is away.
-        """
-        self._store.settle([], self._unusual.take_acks())
-
-    def _is_ordinary(self, outcome: Outcome) -> bool:
+    def _is_fast(self, outcome: Outcome) -> bool:
         """Whether nothing has to be done but to store and announce a success."""
         if outcome.error is not None or outcome.job.task in self._hooked:
             return False
         reply = outcome.job.reply
-        return type(reply) is LightRequest and (not reply.in_chord or self._store.takes_parts)
+        return type(reply) is FastRequest and (not reply.in_chord or self._store.takes_parts)
 
-    def _settle_ordinary(self, outcomes: Sequence[Outcome], acks: Sequence[Settlement]) -> set[int]:
-        """Settle in bulk; return the ids of the outcomes that are left to Celery, as they complete a chord."""
+    def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord."""
         try:
-            answered = self._persist(lambda: self._store.settle(outcomes, acks), until_done=True)
+            answers = self._retry.until_stopped(lambda: self._store.settle(outcomes))
         except Exception:
-            logger.exception("%d results could not be stored.", len(outcomes))
-            answered = None
-        if answered is None:
-            # Refreshed no more: they run again, here or elsewhere, when their leases are over.
-            self._leases.forget([*(outcome.job.reply.claim for outcome in outcomes), *(ack.claim for ack in acks)])
-            answered = [Settled.LOST] * len(outcomes)
-        answers = [pair for pair in zip(outcomes, answered, strict=True) if pair[0].error is None]
-        gone = [(outcome, answer == Settled.DONE) for outcome, answer in answers if answer != Settled.LEFT]
-        self._hub.call(self._succeeded, gone)
-        return {id(outcome) for outcome, answer in answers if answer == Settled.LEFT}
+            logger.exception("%d results could not be stored. Their jobs run again.", len(outcomes))
+            answers = None
+        if answers is None:
+            # No longer refreshed, these run again, here or elsewhere, when their leases are over.
+            self._leases.forget(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
+            answers = [Settled.LOST if outcome.error is None else Settled.NEEDS_CELERY for outcome in outcomes]
+        pairs = list(zip(outcomes, answers, strict=True))
+        settled = [(outcome, answer is Settled.DONE) for outcome, answer in pairs if answer is not Settled.NEEDS_CELERY]
+        self._hub.call(self._settled, settled)
+        return [outcome for outcome, answer in pairs if answer is Settled.NEEDS_CELERY]
 
-    def _succeeded(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
-        self._events.succeeded(pairs)
-        on_hub.gone([outcome.job.reply for outcome, _ in pairs])
-
-    def _tell_celery(self, outcome: Outcome) -> None:
-        """Let Celery's own tracer store and announce an outcome, and its request acknowledge the message."""
-        reply = outcome.job.reply
-        claim = reply.claim
-        if outcome.error is not None and not isinstance(outcome.error, Exception):
-            outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
-        if not self._leases.holds(claim) or not self._persist(lambda: self._leases.still_held(claim), until_done=True):
-            self._hub.call(on_hub.gone, [reply])
-            return
-        try:
-            if outcome.error is None:  # Celery would try for 20 s to store one that is too large, and all others wait
-                self._persist(lambda: self._store.fits(outcome), until_done=True)
-            request = full_request(reply)
-            answer = trace(self._replays[outcome.job.task], request, outcome, self._app)
-            self._hub.call(request.on_success, answer, soon=True)
-        except Exception as exc:
-            logger.exception("Celery could not take in the outcome of %s.", reply)
-            self._unusual.fail(reply.id, claim, exc)
-        if isinstance(reply, LightRequest):
-            self._hub.call(on_hub.gone, [reply])
+    def _settled(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
+        """Announce the outcomes whose second is true, and forget the requests of all."""
+        self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
+        worker_state.forget([outcome.job.reply for outcome, _ in pairs])
 
 
-def _any_hears() -> bool:
-    """Whether somebody wants a signal around each success."""
-    return bool(signals.task_success.receivers or signals.task_prerun.receivers or signals.task_postrun.receivers)
+def _signals_have_receivers() -> bool:
+    """Whether somebody wants a signal around each success, so that Celery's tracer has to send it."""
+    return any(map(private.has_receivers, (signals.task_success, signals.task_prerun, signals.task_postrun)))
 
 
-def _has_hooks(task: Any) -> bool:
+def _has_hooks(task: Task) -> bool:
     """Whether the task's class wants Celery to call it around each success."""
     return any(task_has_custom(task, hook) for hook in ("before_start", "on_success", "after_return"))
+
+
+def _revoked_by_stamp(request: FastRequest | Request) -> bool:
+    """Whether one of a request's stamps was revoked, as Celery's `Request.revoked` finds it."""
+    if not state.revoked_stamps or isinstance(request, FastRequest):  # a fast call has no stamps
+        return False
+    headers = request.message.headers
+    names, stamps = headers.get("stamped_headers"), headers.get("stamps")
+    if not isinstance(names, list) or not isinstance(stamps, dict):
+        return False
+    revoked = ((name, maybe_list(values)) for name, values in state.revoked_stamps.items() if name in names)
+    return any(value in values for name, values in revoked for value in maybe_list(stamps.get(name)) or ())

@@ -1,1 +1,1 @@
-"""What travels: kombu's messages decoded, decompressed, and seen as Celery's requests."""
+"""What stands in a message: decoded, decompressed, and shown to Celery as its own messages and requests."""

@@ -1,6 +1,6 @@
-"""Decompressing what a caller's `task_compression` made small, up to a bound.
+"""Decompresses what a caller's `task_compression` made small, up to a bound.
 
-kombu's own decompression has none: a megabyte of a well-made message becomes a gigabyte.
+kombu's own decompression has no bound, so that a megabyte of a well-made message becomes a gigabyte.
 """
 
 import bz2
@@ -10,13 +10,20 @@ import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Protocol
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
 
 #: What LZMA may take for its dictionary, whose size the sender chooses; the highest preset takes 65 MiB.
 _LZMA_MEMORY_BYTES = 128 * 2**20
 
 #: By the name that kombu gives in a message's header.
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": partial(lzma.LZMADecompressor, memlimit=_LZMA_MEMORY_BYTES),
@@ -31,8 +38,8 @@ with contextlib.suppress(ImportError):
     _DECOMPRESSORS["application/zstd"] = zstd.ZstdDecompressor
 
 
-def decompress(body: bytes, method: Any, max_bytes: int) -> bytes:
-    """Return what `body` holds, compressed by `method`; `max_bytes` is as much as it may take, give or take a block.
+def decompress(body: bytes, method: object, max_bytes: int) -> bytes:
+    """Return what `body` holds, compressed by `method`: at most `max_bytes`, give or take a block.
 
     Raises:
         ValueError: the method is unknown or has no bound, the body is damaged, or it holds more.
@@ -43,17 +50,17 @@ def decompress(body: bytes, method: Any, max_bytes: int) -> bytes:
         raise ValueError(f"The message is compressed as {method!r:.50}; this worker decompresses {known}.")
     decompressor = make()
     try:
-        data: bytes = decompressor.decompress(body, max_bytes + 1)
+        data = decompressor.decompress(body, max_bytes + 1)
     except Exception as exc:  # each library has an error of its own
         raise ValueError(f"The message cannot be decompressed ({method}): {exc}") from exc
     check_size(len(data), max_bytes)
     if not decompressor.eof:
-        raise ValueError(f"The message cannot be decompressed ({method}): it ends early.")
+        raise ValueError(f"The message cannot be decompressed ({method}): the body ends early.")
     return data
 
 
 def check_size(size: int, max_bytes: int) -> None:
-    """Raise a ValueError if a message's body of `size` bytes, or more, is more than a worker takes."""
+    """Raise a ValueError if a message's body of at least `size` bytes is more than a worker takes."""
     if size > max_bytes:
         raise ValueError(
             f"The message's body is larger than {max_bytes} bytes: send a reference to the data, such as a path or URL."

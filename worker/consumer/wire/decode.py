@@ -1,9 +1,8 @@
-"""The fast decode: from the bytes of an ordinary Celery message to a job, without Celery's or kombu's objects.
+"""Decodes fast calls: from the bytes of a message to a call, without Celery's or kombu's objects.
 
-FastCall is: task protocol 2, JSON or the serializer of ours, compressed or not, nothing to be done before or after but
-run and answer, though it may be part of a chord. Whatever is unusual (ETA, callbacks, another serializer, a header we
-do not know) is not decoded here: Celery's own objects do that. So they do with what is broken: they know what to say of
-it.
+A fast call uses task protocol 2, and JSON or Batchery's serializer, compressed or not. Nothing has to be done for it
+but to run it and to answer, though it may be part of a chord. Every other message goes over the Celery bridge: one with
+an ETA, callbacks, another serializer or an unknown header. So do malformed messages, because Celery reports the error.
 """
 
 from collections.abc import Container
@@ -13,17 +12,17 @@ from typing import Annotated, Any
 import msgspec
 
 from ....producer.codec.serializer import CONTENT_TYPE, TYPE_MARK, loads
+from ... import tuning
 from .compression import check_size, decompress
-
-#: Bytes of a message's body, decompressed, at most. What is decoded from it may take some twenty times as much, if it
-#: is JSON of many small lists.
-MAX_BODY_BYTES = 64 * 2**20
 
 _JSON = "application/json"
 _NULL = b"null"
 
+Args = list[Any]
+Kwargs = dict[str, Any]
 
-# gc=False: these hold nothing that could refer back to them, and are made for every message.
+
+# gc=False because these hold nothing that could refer back to them, and are made for every message.
 
 
 class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -43,9 +42,9 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     correlation_id: str = ""
     reply_to: str = ""
     delivery_mode: int = 2
-    #: What kombu would clamp is unusual.
+    #: A priority that kombu would clamp makes no fast call.
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
-    #: For brokers that let messages expire; the workers go by the header.
+    #: For brokers that let messages expire. A worker goes by the header.
     expiration: str = ""
     #: Celery puts them here too, where `apply_async` was given them.
     argsrepr: str = ""
@@ -53,7 +52,7 @@ class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Headers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """Celery's task headers, protocol 2. A type narrower than Celery's makes a message unusual."""
+    """Celery's task headers, protocol 2. Where a type is narrower than Celery's, other values make no fast call."""
 
     task: str
     id: str
@@ -89,38 +88,37 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Embed(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What a call brings along for afterwards: nothing, if it is ordinary."""
+    """What Celery has to do after a call: nothing, if it is a fast call."""
 
     callbacks: tuple[()] | None = None
     errbacks: tuple[()] | None = None
     chain: tuple[()] | None = None
-    #: The callback, if the call is part of a chord; not looked at.
+    #: The callback, if the call is part of a chord. Nobody looks into it here.
     chord: msgspec.Raw = msgspec.Raw(_NULL)
 
 
 class FastCall(msgspec.Struct, gc=False):
-    """An ordinary call, decoded."""
+    """A decoded call that needs nothing of Celery's own machinery."""
 
     headers: Headers
-    args: list[Any]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
     priority: int
-    #: Seconds since the epoch; None: it never expires.
+    #: Seconds since the epoch; None if it never expires.
     expires_at: float | None
-    #: Bytes of the body, decompressed.
+    #: Bytes of the decompressed body.
     size: int
-    #: Whether it is part of a chord.
     in_chord: bool
 
 
 _message = msgspec.json.Decoder(Message)
-_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Embed])
+_body = msgspec.json.Decoder(tuple[Args, Kwargs, Embed])
 
 
-def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYTES) -> FastCall | None:
-    """Decode an ordinary message; None if it is unusual, or no Celery message at all.
+def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES) -> FastCall | None:
+    """Decode a fast call; return None for every other message, and for what is no Celery message at all.
 
-    `accept` are the content types that the app reads, `max_bytes` the most that the decompressed body may have.
+    `accept` are the content types that the app reads; the decompressed body may have `max_bytes`.
     """
     try:
         check_size(len(message) // 2, max_bytes)  # base64 adds a third to the body
@@ -140,10 +138,10 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = MAX_BODY_BYT
     return FastCall(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord)
 
 
-def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[list[Any], dict[str, Any], bool] | None:
-    """Return the call's arguments, and whether it is part of a chord; None if this is unusual."""
+def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[Args, Kwargs, bool] | None:
+    """Return the call's arguments, and whether it is part of a chord; None if it is no fast call."""
     if content_type == CONTENT_TYPE:
-        # A NUL byte is where the JSON of our serializer ends; in an array's bytes nothing is to be looked for.
+        # A NUL byte ends this serializer's JSON. It is looked for first, so that no array's bytes are searched.
         if b"\0" in body or TYPE_MARK in body:
             args, kwargs, others = loads(body)
             chord = others.pop("chord", None)
@@ -162,5 +160,5 @@ def _timestamp(expires: str | None) -> float | None:
         return None
     moment = datetime.fromisoformat(expires)
     if moment.tzinfo is None:
-        raise ValueError("an expiry without a time zone: Celery knows what the app means by it")
+        raise ValueError("Only Celery knows what the app means by an expiry without a time zone.")
     return moment.astimezone(UTC).timestamp()

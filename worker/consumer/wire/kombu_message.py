@@ -1,16 +1,17 @@
-"""Messages that take Celery's own way: kombu's message objects, acknowledged through our leases."""
+"""Messages that go over the Celery bridge: kombu's message objects, which our leases acknowledge."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import msgspec
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
-from kombu.transport import virtual
+from kombu.transport.virtual import Channel, Message
 from kombu.utils import json as kombu_json
 
+from ... import tuning
 from ...broker import Claim
 from .compression import check_size, decompress
-from .decode import MAX_BODY_BYTES
 
 
 class _Headers(msgspec.Struct, gc=False):
@@ -22,42 +23,44 @@ class _Envelope(msgspec.Struct, gc=False):
     headers: _Headers
 
 
-_peek = msgspec.json.Decoder(_Envelope)
+_envelope = msgspec.json.Decoder(_Envelope)
 
 
 def addressee(message: bytes) -> tuple[str | None, str | None]:
     """Return a message's task and id as far as it tells them, whatever else is wrong with it."""
     try:
-        headers = _peek.decode(message).headers
-    except Exception:  # as in `decode`
+        headers = _envelope.decode(message).headers
+    except Exception:  # also RecursionError: no message may end the thread that claims
         return None, None
     task, task_id = (name if isinstance(name, str) and name else None for name in (headers.task, headers.id))
     return task, task_id
 
 
 class LeaseChannel:
-    """What a kombu message needs of its channel; an acknowledgement ends the lease."""
+    """What a kombu message needs of its channel. An acknowledgement ends the lease."""
 
     no_ack_consumers = None
-    codecs = virtual.Channel.codecs
-    decode_body = virtual.Channel.decode_body
+    codecs = Channel.codecs
+    decode_body = Channel.decode_body
 
-    def __init__(self, acknowledge: Callable[[str], None], requeue: Callable[[str], None]) -> None:
-        """Send acknowledgements and requeues on, by tag."""
+    def __init__(self, acknowledge: Callable[[str], None], give_back: Callable[[str], None]) -> None:
+        """Call `acknowledge(tag)` for messages that are through, and `give_back(tag)` for those to be requeued."""
         self._acknowledge = acknowledge
-        self._requeue = requeue
+        self._give_back = give_back
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002 - kombu's signature
-        """Acknowledge."""
+        """Acknowledge the message."""
         self._acknowledge(delivery_tag)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give up on the message, or give it back."""
-        (self._requeue if requeue else self._acknowledge)(delivery_tag)
+        (self._give_back if requeue else self._acknowledge)(delivery_tag)
 
 
-def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any, max_bytes: int = MAX_BODY_BYTES) -> virtual.Message:
-    """Return kombu's message for a claim; its delivery tag is the claim's, its body is decompressed.
+def to_kombu(
+    claim: Claim, channel: LeaseChannel, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES
+) -> Message:
+    """Return kombu's message for a claim. Its delivery tag is the claim's, and its body is decompressed.
 
     Raises:
         ValueError, KeyError, TypeError: it is no message of kombu's, or its body has more than `max_bytes`.
@@ -65,17 +68,17 @@ def to_kombu(claim: Claim, channel: LeaseChannel, accept: Any, max_bytes: int = 
     check_size(len(claim.message) // 2, max_bytes)  # base64 adds a third to the body
     payload = kombu_json.loads(claim.message)
     payload["properties"]["delivery_tag"] = claim.tag
-    # Not left to kombu, which would decompress it whatever its size.
+    # Not left to kombu, because kombu would decompress it whatever its size.
     compression = payload["headers"].pop("compression", None) if payload.get("headers") else None
-    message = virtual.Message(payload, channel=channel, accept=accept)
+    message = Message(payload, channel=channel, accept=accept)
     if compression:
         message.body = decompress(message.body, compression, max_bytes)
     check_size(len(message.body or b""), max_bytes)
     return message
 
 
-def to_request(message: virtual.Message, task: Any, consumer: Any) -> Request:
-    """Return Celery's request for a message, as its default strategy would make it."""
+def to_request(message: Message, consumer: Consumer) -> Request:
+    """Return Celery's request for a message, as Celery's default strategy would make it."""
     return Request(
         message,
         on_ack=message.ack_log_error,
@@ -83,7 +86,7 @@ def to_request(message: virtual.Message, task: Any, consumer: Any) -> Request:
         app=consumer.app,
         hostname=consumer.hostname,
         eventer=consumer.event_dispatcher,
-        task=task,
+        task=consumer.app.tasks[message.headers["task"]],
         connection_errors=consumer.connection_errors,
         body=message.body,
         headers=message.headers,

@@ -1,4 +1,4 @@
-"""Results as Celery stores them, in JSON or by the serializer of ours, without Celery's own cost."""
+"""Encodes results as Celery stores them, in JSON or by Batchery's serializer, without Celery's own cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,17 +7,16 @@ import msgspec
 
 from ....producer.codec import serializer
 
-#: Serializers that `encode_success` writes for.
+#: Serializers that results can be encoded by.
 SERIALIZERS = ("json", serializer.NAME)
+
+#: A value's JSON, and the raw bytes that go behind it.
+EncodedValue = tuple[bytes, Sequence[Any]]
 
 _encode = msgspec.json.encode
 
 
-#: A value's JSON, and the raw bytes that go behind it.
-Encoded = tuple[bytes, Sequence[Any]]
-
-
-def encode_value(value: Any, serialized_by: str = "json") -> Encoded:
+def encode_value(value: object, serialized_by: str = "json") -> EncodedValue:
     """Encode a value by one of `SERIALIZERS`.
 
     Raises:
@@ -26,8 +25,8 @@ def encode_value(value: Any, serialized_by: str = "json") -> Encoded:
     return serializer.encode_by(serialized_by, value)
 
 
-def encode_success(task_id: str, value: Encoded, done_at: str, group: str | None, parent: str | None) -> bytes:
-    """Return what Celery's backends store for a success, of an ISO 8601 time; equal to theirs once decoded."""
+def encode_success(task_id: str, value: EncodedValue, done_at: str, group: str | None, parent: str | None) -> bytes:
+    """Return what Celery's backends store for a success at an ISO 8601 time; it is equal to theirs once decoded."""
     text, raw = value
     done = b'{"status": "SUCCESS", "result": %b, "traceback": null, "children": [], "date_done": "%b", ' % (
         text,
@@ -38,7 +37,7 @@ def encode_success(task_id: str, value: Encoded, done_at: str, group: str | None
     return serializer.join(b'%b%b"task_id": %b%b}' % (done, in_group, _encode(task_id), of_parent), raw)
 
 
-def encode_part(task_id: str, value: Encoded) -> bytes:
-    """Return what Celery's Redis backend keeps of a success for the callback of its chord; equal once decoded."""
+def encode_part(task_id: str, value: EncodedValue) -> bytes:
+    """Return what Celery's Redis backend keeps of a success for its chord's callback; it is equal once decoded."""
     text, raw = value
     return serializer.join(b'[1, %b, "SUCCESS", %b]' % (_encode(task_id), text), raw)

@@ -1,0 +1,125 @@
+"""The one file through which Batchery uses names that Celery and kombu keep to themselves.
+
+A name is private here if it begins with `_` or if their documents do not promise it. Their next release may change any
+of these names; then tests/producer/test_private.py fails and says which one. Callers import this file, so it imports
+nothing of `celery.worker`.
+
+| name | what for | used here by | and then by |
+|---|---|---|---|
+| `Task.__header__` | checks a call's arguments where it is sent | `ARGUMENT_CHECK` | batch_task |
+| `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
+| `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
+| `Task._orig_run` | Celery wraps no `run` that has one for `autoretry_for` | `ORIGINAL_RUN` | batch_task, local |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries one call as Celery does | re-export | local |
+| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
+| `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
+| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
+| `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
+| `Signal.receivers` | what listens to a signal | `receivers` | client |
+| `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
+| `RedisBackend.mget`, `.get_key_for_task`, `.decode_result` | many results at once | `read_outcomes` | client |
+| `Connection._reraise_as_library_errors` | raises Redis's errors as kombu's | `kombu_errors` | client |
+| `Producer._batch_local` | whether this thread is within `producer.batch()` | `collects_batch` | publisher |
+| `Channel._q_for_pri` | the Redis key of a queue and priority | `queue_key` | publisher |
+| `Channel._create_client`, `.pool` | a Redis client that outlives one message | `redis_client` | publisher |
+| `Channel.connection.client.declared_entities` | hashes of declared queues | `declared_entities` | publisher |
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import attrgetter, methodcaller
+from typing import Any
+
+from celery import Celery
+from celery.app.annotations import resolve_all
+from celery.app.autoretry import add_autoretry_behaviour
+from celery.app.routes import MapRoute
+from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
+from celery.utils.functional import head_from_fun
+from celery.utils.saferepr import saferepr
+from kombu import Consumer
+
+__all__ = ["add_autoretry_behaviour", "head_from_fun"]
+
+ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
+
+#: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
+_KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
+
+pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
+receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
+kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
+declared_entities: Callable[[Any], set[int]] = attrgetter("connection.client.declared_entities")
+
+
+def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
+    yield from resolve_all(task_class.app.annotations, task_class)
+
+
+def show_arguments(app: Celery, arguments: Any) -> str:
+    return str(saferepr(arguments, app.amqp.argsrepr_maxsize))
+
+
+def routes_by_name(app: Celery) -> bool:
+    return all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
+
+
+def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    stored = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
+    return {task_id: backend.decode_result(value) for task_id, value in zip(ids, stored, strict=True) if value}
+
+
+def set_outcome(result: Any, outcome: Mapping[str, Any]) -> None:
+    result._maybe_set_cache(outcome)
+
+
+def collects_batch(producer: Any) -> bool:
+    return getattr(producer._batch_local, "current", None) is not None
+
+
+def queue_key(channel: Any, queue: str, priority: int) -> str:
+    return str(channel._q_for_pri(queue, priority))
+
+
+def redis_client(channel: Any) -> Any:
+    client = getattr(channel, "_batchery_client", None)
+    # The channel makes a new client for each message, which costs as much as sending the message. Its pool is another
+    # once it has connected again.
+    if client is None or client.connection_pool is not channel.pool:
+        client = channel._batchery_client = channel._create_client()
+    return client
+
+
+# -- The worker's ------------------------------------------------------------------------------------------------------
+
+
+class QuietConsumer(Consumer):
+    """Knows the worker's queues but fetches from none of them, because the engine claims instead.
+
+    A broadcast queue is a Redis channel and no list, so it is fetched from as ever.
+    """
+
+    def _basic_consume(self, queue: Any, *args: Any, **kwargs: Any) -> None:
+        if queue.exchange.type == "fanout":
+            super()._basic_consume(queue, *args, **kwargs)
+        else:
+            self._active_tags[queue.name] = queue.name
+
+
+def payload_of(request: Any) -> tuple[Any, Any, Any]:
+    """Return the arguments, keyword arguments and embedded signatures of a worker's `Request`."""
+    args, kwargs, embed = request._payload
+    return args, kwargs, embed
+
+
+def keeps_chord_parts_as_known(backend: RedisBackend) -> bool:
+    """Whether a Redis backend keeps the parts of chords as `settle.lua` does; else Celery has to add all of them."""
+    script = hashlib.sha1(CHORD_PART_RETURN_LUA.encode(), usedforsecurity=False).hexdigest()
+    is_stock = type(backend).on_chord_part_return is RedisBackend.on_chord_part_return
+    return is_stock and script == _KNOWN_PART_SCRIPT
+
+
+def chord_retention(backend: RedisBackend) -> tuple[bool, int]:
+    """Return whether a Redis backend keeps chords in order, and its seconds for a chord of groups; 0 is for ever."""
+    return bool(backend._chord_zset), int(backend._chord_result_expires or 0)

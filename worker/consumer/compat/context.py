@@ -1,0 +1,46 @@
+"""What the parts of the consumer share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from celery import Celery
+from celery.worker.consumer import Consumer
+
+from ....configs import WorkerOptions
+from ....producer import BatchTask
+from ...broker import Leases
+from ...broker.retry import Persist
+from ...engine import EngineState
+from .hub import HubCalls
+
+T = TypeVar("T")
+
+
+class RedisRetry(Persist):
+    def until_stopped(self, action: Callable[[], T]) -> T | None:
+        return self(action, until_done=True)
+
+    def once(self, action: Callable[[], T]) -> T | None:
+        return self(action)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """Made once, when the worker starts."""
+
+    consumer: Consumer
+    #: The batch tasks that this worker serves, by name.
+    tasks: Mapping[str, BatchTask]
+    options: WorkerOptions
+    leases: Leases
+    #: Runs calls on the thread of Celery's event loop.
+    hub: HubCalls
+    retry: RedisRetry
+    #: Takes jobs that arrive in another way than by a claim.
+    intake: EngineState
+
+    @property
+    def app(self) -> Celery:
+        """The app whose worker this is."""
+        return self.consumer.app

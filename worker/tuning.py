@@ -1,0 +1,84 @@
+"""Constants that tune the worker, each with its unit and the reason for its value. Users' settings are in `configs`."""
+
+# -- Broker ------------------------------------------------------------------------------------------------------------
+
+#: Seconds without an answer after which a connection counts as lost. A full settle of large results takes far less.
+SOCKET_TIMEOUT_S = 20.0
+
+#: Jobs in one settle script: far fewer than Lua can unpack, and a few ms of the server's time.
+SETTLE_MAX_JOBS = 500
+#: Bytes of results in one settle script, except that one result may be larger: a server closes the connection of a
+#: client that sends more than 1 GB at once.
+SETTLE_MAX_BYTES = 32 * 1024 * 1024
+
+#: Bytes of one result: the limit that Redis and Valkey have by default (`proto-max-bulk-len`). A server closes the
+#: connection of a client that sends more.
+MAX_RESULT_BYTES = 512 * 1024 * 1024
+
+#: Orphans that one sweep puts back, and their bytes: about 100 ms of the server's time at most.
+SWEEP_MAX_JOBS = 200
+SWEEP_MAX_BYTES = 32 * 1024 * 1024
+
+#: Refreshes within the length of one lease: two of them may fail and the lease still does not run out.
+REFRESHES_PER_LEASE = 3
+#: Seconds between two turns of the lease thread at most: orphans of a dead worker wait no longer to be noticed.
+LEASE_TURN_S = 2.0
+
+#: Seconds of a single wait on a socket at most: an interrupted wait ends within this time.
+WAIT_SLICE_S = 0.2
+#: Seconds beyond its wait for which a worker counts as the watcher: if it dies, nobody else watches for that long.
+WATCHER_GRACE_S = 1.0
+
+#: Seconds between two tries of what Redis refused: the first pause, which doubles up to the second value.
+RETRY_PAUSES_S = (0.1, 2.0)
+
+# -- Engine ------------------------------------------------------------------------------------------------------------
+
+#: Seconds that a batch must be expected to run for another thread to put the next one together meanwhile. Waking the
+#: thread for a shorter run costs more than it saves.
+WORTH_COLLATING_AHEAD_S = 0.005
+
+#: Back-pressure: no batch starts while the results of at least this many batches with at least this many jobs wait to
+#: be stored. So results pile up nowhere while the store is slow or away.
+MAX_UNSETTLED_BATCHES, MAX_UNSETTLED_JOBS = 2, 64
+
+#: Seconds that the last settle may have taken for the device thread to do the next one by itself while no job waits.
+#: Waking the settle thread costs a lone job a twentieth of its latency.
+QUICK_SETTLE_S = 0.002
+
+#: A batch of at least so many jobs that ran for less than so many seconds is settled by the device thread, because
+#: waking the settle thread costs more than the device could do meanwhile: no-op tasks gain a tenth.
+INSTANT_RUN_S, INSTANT_RUN_JOBS = 0.001, 64
+
+#: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
+SETTLE_TOGETHER = 500
+
+#: Seconds that a drain waits for jobs whose preparation has begun, so that all jobs go back together and in order.
+GIVE_BACK_TOGETHER_S = 1.0
+
+# -- Consumer ----------------------------------------------------------------------------------------------------------
+
+#: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
+#: results have to wait.
+CLAIM_MAX_JOBS = 256
+
+#: Seconds that one wait for a message lasts at most. The worker looks at the queues then, whatever it was told.
+ARRIVAL_WAIT_S = 1.0
+#: Seconds until the worker looks again at capacity that was used up, or at messages that were other workers' share.
+CAPACITY_WAIT_S = 0.05
+
+#: Seconds that the jobs of a small claim get as a head start before the claim thread does anything else, because all
+#: that it does competes with them for the GIL; and the bytes of the messages of a small claim at most.
+SMALL_CLAIM_HEAD_START_S, SMALL_CLAIM_MAX_BYTES = 0.001, 65_536
+
+#: Seconds between two runs of the calls that wait for Celery's hub, because each turn of the hub costs the other
+#: threads the GIL.
+HUB_PAUSE_S = 0.01
+
+#: Bytes of a message's decompressed body at most. What is decoded from it may take about twenty times as much memory,
+#: if it is JSON of many small lists.
+MAX_BODY_BYTES = 64 * 2**20
+
+#: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
+#: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
+GC_THRESHOLD = 20_000
