@@ -9,9 +9,10 @@ import pytest
 import redis
 from batchery.worker.broker import Leases, Queue, ResultRetention, Settled, Settlement
 from batchery.worker.broker.lease_refresher import LeaseRefresher
-from tests.support.services import valkey, wait_until
 
-from tests.broker.conftest import Lists, MakeLeases, claim_all, settle
+from tests.support.leases import Lists, MakeLeases, claim_all, settle
+from tests.support.servers import valkey
+from tests.support.waiting import wait_until
 
 
 def test_an_acknowledgement_is_sent_by_the_next_flush(leases: Leases, lists: Lists, queue: Queue) -> None:

@@ -29,7 +29,7 @@ _NEW, _PREPARING, _WAITING, _CHOSEN, _RUNNING, _SETTLING, _RETURNING, _LEFT = Jo
 
 #: Each move: the states that it starts from, and the state that it leads to.
 MOVES: Mapping[str, tuple[Sequence[JobState], JobState]] = {
-    "claimed": ([_NEW, _LEFT], _PREPARING),  # a job that left may be submitted again
+    "claimed": ([_NEW], _PREPARING),
     "failed": ([_PREPARING], _SETTLING),
     "prepared": ([_PREPARING], _WAITING),
     "chosen": ([_WAITING], _CHOSEN),
