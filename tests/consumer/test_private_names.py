@@ -16,7 +16,7 @@ from celery.backends import redis as redis_backend
 from celery.backends.redis import RedisBackend
 from celery.exceptions import CeleryCommandException
 from celery.worker import control, state, strategy
-from celery.worker.consumer import Consumer
+from celery.worker.consumer import Consumer, tasks
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 from kombu import Consumer as KombuConsumer
@@ -55,7 +55,7 @@ NAMES: dict[str, Callable[[], bool]] = {
         "celery.worker.consumer.tasks:Tasks" in Consumer.Blueprint.default_steps and bool(Tasks.name)
     ),
     "Consumer.hub": lambda: sets(Consumer, "hub"),
-    "Consumer.task_consumer": lambda: "c.task_consumer = " in inspect.getsource(inspect.getmodule(Tasks)),
+    "Consumer.task_consumer": lambda: "c.task_consumer = " in inspect.getsource(tasks),
     "Consumer.event_dispatcher": lambda: "self.event_dispatcher" in inspect.getsource(Consumer),
     "Consumer.connection_errors": lambda: sets(Consumer, "connection_errors"),
     "Consumer.disable_rate_limits": lambda: sets(Consumer, "disable_rate_limits"),
