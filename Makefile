@@ -7,11 +7,11 @@ PIP    := $(BIN)/pip --disable-pip-version-check -qq
 # Named after what pip was told to install, so that the environment follows a pull that changes it.
 MADE   := $(VENV)/.made-for-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test lint ruff types layers bench clean
+.PHONY: help setup demo test test-fast lint ruff fix types layers bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %s %-8s", $$1, $$2; $$1 = $$2 = ""; print }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %s %-10s", $$1, $$2; $$1 = $$2 = ""; print }'
 
 setup: $(MADE) ## make the environment in .venv, or bring it up to date
 
@@ -38,22 +38,25 @@ demo: setup ## watch a worker turn single calls into batches
 test: setup ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-fast: setup ## run the tests that start no worker process
+	@$(BIN)/python -m pytest -m "unit or redis" $(PYTEST_ARGS)
+
 lint: ruff types layers ## run the three checks below
 
 ruff: setup ## check style and formatting
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
+fix: setup ## format, and fix what ruff can fix
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
 types: setup ## check types, strictly
 	@$(BIN)/mypy
 
-# On an installed wheel: in the tree the folders do not have their import names.
+# In .typing, where the folders have their import names.
 layers: setup ## check which folder imports what
-	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
-	{ $(BIN)/python -m build --no-isolation --outdir "$$dir" >"$$dir/log" 2>&1 || { cat "$$dir/log"; exit 1; }; } && \
-	$(PIP) install --no-deps --target "$$dir/site" "$$dir"/*.whl && \
-	bin=$$(cd $(BIN) && pwd) && root=$$(pwd) && cd "$$dir" && \
-	PYTHONPATH="$$dir/site" "$$bin/lint-imports" --no-logo --no-cache --config "$$root/pyproject.toml"
+	@bin=$$(cd $(BIN) && pwd) && cd .typing && "$$bin/lint-imports" --no-logo --no-cache --config ../pyproject.toml
 
 bench: setup ## run every benchmark; figures land in build/benchmarks
 	@$(BIN)/python -m benchmarks all

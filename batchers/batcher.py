@@ -1,18 +1,18 @@
-"""What a batcher is, and the forms that items and outputs have.
+"""The protocol of batchers, and the forms of items and outputs.
 
-An item is one array, a tuple of arrays or a dict of arrays; its arrays are its *arguments*. Numbers and lists of
-numbers count as (numpy) arrays. Nothing is nested deeper.
+An item is one array, a tuple of arrays or a dict of arrays. Its arrays are called its *arguments*. Numbers and lists
+of numbers count as numpy arrays. Nothing is nested deeper.
 
-Outputs are taken apart by what they are, and nothing is guessed:
+The type of the outputs alone decides how they are split:
 
-- one array: row i belongs to item i;
+- an array: row i belongs to item i;
 - a tuple is always several outputs: each item gets a tuple of its parts;
-- a dict (any mapping, so the outputs of Hugging Face models, too): each item gets a dict of its parts;
-- a list is always one finished output per item, of any type: item i gets entry i as it is. An exception instance
-  in it is passed through: it is that item's failure.
+- a dict or any other mapping, such as the outputs of Hugging Face models: each item gets a dict of its parts;
+- a list is always one finished output per item, of any type: item i gets entry i unchanged. An exception instance
+  among the entries is its item's failure.
 
-Parts of tuples and dicts may be any of these again. What an item gets of an array is a view: no two items share a
-cell (unless the model returns an array whose cells are shared), but each view keeps the whole batch's memory alive.
+The parts of tuples and dicts may have any of these types again. An item gets views of the arrays. No two items share a
+cell (unless the model returns an array whose cells are shared), but each view keeps the memory of the whole batch.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -23,29 +23,30 @@ from .errors import OutputMismatch
 
 Form = Literal["array", "tuple", "dict"]
 
+_ADVICE = "convert them in preprocess, or keep them apart with shape_class()."
+
 
 @runtime_checkable
 class Batcher(Protocol):
-    """Turns items into a model's inputs, and its outputs into one per item.
+    """Turns items into the model's inputs, and the model's outputs into one output per item.
 
-    A batcher is immutable and keeps nothing between calls: what `unbatch` has to know of a batch is in the context,
-    so batches may overlap, in any number of threads.
+    A batcher is immutable and keeps nothing between calls. All that `unbatch` needs to know about a batch is in the
+    context, so batches may overlap, in any number of threads.
 
-    Three more methods are optional; they are used where a batcher has them. An error that the first two raise is the
-    item's own:
+    A batcher may have three more methods. An error that one of the first two raises is the item's own:
 
-    - `length(item) -> int`: what to sort by and to count against `max_batch_tokens`;
-    - `shape_class(item) -> Hashable`: items of different classes are never put into one batch;
-    - `crop(item, length) -> item`: an item cut to `length`, so that one long example tells what shorter ones cost.
+    - `length(item) -> int`: the length for sorting, and for `max_batch_tokens`;
+    - `shape_class(item) -> Hashable`: items of different classes never share a batch;
+    - `crop(item, length) -> item`: the item cut to `length`, so that the costs of short items can be measured with one
+      long example.
     """
 
     def batch(self, items: Sequence[Any]) -> tuple[Any, Any]:
         """Return (inputs, context) for one or more items.
 
         Raises:
-            TypeError, ValueError: an item cannot be batched, or not with the others; the message says which and why.
+            TypeError, ValueError: an item cannot be batched, alone or with the others; the message says which and why.
         """
-        ...
 
     def unbatch(self, outputs: Any, context: Any) -> list[Any]:
         """Return one output per item, in the order of the items.
@@ -53,24 +54,27 @@ class Batcher(Protocol):
         Raises:
             OutputMismatch: `outputs` does not have one part for each item.
         """
-        ...
 
 
 def label(name: Hashable) -> str:
-    """Call an argument by its name in messages; None is the name of an item that is one array."""
+    """Return the name of an argument for messages; None names the only array of an item."""
     return "the item" if name is None else f"argument {name!r}"
 
 
+def output_label(name: Hashable) -> str:
+    """Return the name of an output for messages; None names the only output."""
+    return "The output" if name is None else f"Output {name!r}"
+
+
 def form_of(value: Any) -> Form:
-    """Return the form of an item or of outputs; all that is no tuple or mapping passes for an array."""
+    """Return the form of an item or of outputs; whatever is no tuple and no mapping counts as an array."""
     return "dict" if isinstance(value, Mapping) else "tuple" if isinstance(value, tuple) else "array"
 
 
 def arguments(item: Any) -> tuple[Form, dict[Hashable, Any]]:
-    """Return an item's form and its arguments: by key, by position, or under None if it is one array.
+    """Return an item's form and its arguments by key or position; an item that is one array is under None.
 
-    Raises:
-        TypeError, ValueError: as `as_array`; or the item is empty.
+    Raises a TypeError or ValueError if an argument is no array of numbers, or the item is empty.
     """
     form = form_of(item)
     entries: Iterable[tuple[Hashable, Any]] = [(None, item)]
@@ -83,38 +87,34 @@ def arguments(item: Any) -> tuple[Form, dict[Hashable, Any]]:
 
 
 def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
-    """Return the form of the items, and for each argument the items' arrays, in order.
+    """Return the form of the items and, for each argument, the arrays of all items in order.
 
-    Raises:
-        TypeError, ValueError: no items; one that is not made of arrays; or one whose form, arguments, library, dtype
-            or device differ from the first one's.
+    Raises a TypeError or ValueError if there are no items, an item is not made of arrays, or its form, arguments,
+    library, dtype or device differ from those of the first.
     """
     if len(items) == 0:
         raise ValueError("A batch needs at least one item.")
-    taken = []
+    rows = []
     for index, item in enumerate(items):
         try:
-            taken.append(arguments(item))
+            rows.append(arguments(item))
         except (TypeError, ValueError) as error:
             raise type(error)(f"Item {index}: {error}") from error
-    form, first = taken[0]
-    for index, (other, arrays) in enumerate(taken):
+    form, first = rows[0]
+    for index, (other, arrays) in enumerate(rows):
         if other != form or arrays.keys() != first.keys():
-            raise TypeError(f"Item {index} is a {other} of {[*arrays]}, item 0 a {form} of {[*first]}: {_APART}")
-    columns = {name: [arrays[name] for _, arrays in taken] for name in first}
+            raise TypeError(f"Item {index} is a {other} of {[*arrays]}, item 0 a {form} of {[*first]}: {_ADVICE}")
+    columns = {name: [arrays[name] for _, arrays in rows] for name in first}
     for name, column in columns.items():
-        kind = kind_of(column[0])
-        for index, array in enumerate(column):
-            if kind_of(array) != kind:
-                raise TypeError(f"Item {index}: {label(name)} is {kind_of(array)}, item 0 {kind}: {_APART}")
+        kinds = [*map(kind_of, column)]
+        for index, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise TypeError(f"Item {index}: {label(name)} is {kind}, item 0 {kinds[0]}: {_ADVICE}")
     return form, columns
 
 
-_APART = "convert them in preprocess, or keep them apart with shape_class()."
-
-
 def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice: str) -> None:
-    """Raise a ValueError with `advice` if shapes differ elsewhere than along `axis` (None: anywhere)."""
+    """Raise a ValueError with `advice` if the shapes differ, except along `axis` unless it is None."""
     first = outline(column[0], axis)
     for index, array in enumerate(column):
         if outline(array, axis) != first:
@@ -123,32 +123,35 @@ def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice
 
 
 def class_of(form: Form, arrays: Mapping[Hashable, Any], axes: Mapping[Hashable, int]) -> Hashable:
-    """Return what items must have in common to share a batch; sizes may differ along `axes`, given by name."""
+    """Return what items must have in common to share a batch; sizes may differ along `axes`, given by argument."""
     return form, frozenset((name, kind_of(array), outline(array, axes.get(name))) for name, array in arrays.items())
 
 
 def assemble(form: Form, arrays: dict[Hashable, Any]) -> Any:
-    """Return a model's inputs in the form of the items; more than one array is a tuple or a dict."""
+    """Return the model's inputs in the form of the items; several arrays are a tuple or a dict."""
     values = tuple(arrays.values())
     return arrays if form == "dict" else values if form == "tuple" or len(values) > 1 else values[0]
 
 
-def check_rows(array: Any, expected: int, name: Hashable, unit: str = "items") -> None:
-    """Raise an OutputMismatch unless `array`, the output called `name`, has `expected` rows."""
-    rows = array.shape[0] if array.ndim else "no"
-    if rows != expected:
-        what = "The output" if name is None else f"Output {name!r}"
-        raise OutputMismatch(f"{what} has {rows} rows for {expected} {unit}, not one each.")
+def split(
+    outputs: Any,
+    count: int,
+    cut: Callable[[Any, Hashable], list[Any]] = lambda array, _name: list(array),
+    *,
+    input_rows: int | None = None,
+    name: Hashable = None,
+) -> list[Any]:
+    """Split outputs into one per item, by the rules at the head of this file, or raise an OutputMismatch.
 
-
-def split(outputs: Any, count: int, rows: Callable[[Any, Hashable], list[Any]], name: Hashable = None) -> list[Any]:
-    """Take outputs apart into one per item, as the head of this file says.
-
-    `rows(array, name)` returns the `count` items' parts of an array, or raises an OutputMismatch; `name` is the key
-    or position among the outputs at the top, None if there is but one.
+    An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it. `name` is the key
+    or position among the outputs at the top; None if there is only one output.
     """
     if is_array(outputs):
-        return rows(outputs, name)
+        rows = outputs.shape[0] if outputs.ndim else "no"
+        expected, unit = (count, "items") if input_rows is None else (input_rows, "input rows")
+        if rows != expected:
+            raise OutputMismatch(f"{output_label(name)} has {rows} rows for {expected} {unit}, not one each.")
+        return cut(outputs, name)
     if isinstance(outputs, list):
         if len(outputs) != count:
             raise OutputMismatch(f"The model returned {len(outputs)} outputs for {count} items, not one each.")
@@ -157,9 +160,11 @@ def split(outputs: Any, count: int, rows: Callable[[Any, Hashable], list[Any]], 
     if form == "array" or not outputs:
         raise OutputMismatch(
             f"The model returned {'an empty' if form != 'array' else 'a'} {type(outputs).__name__} for {count} items: "
-            "expected are an array with one row each, a tuple or dict of such, or a list of one output each."
+            "expected are an array with one row each, a tuple or dict of such arrays, or a list of one output each."
         )
-    entries = outputs.items() if form == "dict" else enumerate(outputs)
-    parts = {key: split(part, count, rows, key if name is None else name) for key, part in entries}
+    parts = {
+        key: split(part, count, cut, input_rows=input_rows, name=key if name is None else name)
+        for key, part in (outputs.items() if form == "dict" else enumerate(outputs))
+    }
     answers = zip(*parts.values(), strict=True)
     return [dict(zip(parts, answer, strict=True)) for answer in answers] if form == "dict" else list(answers)

@@ -5,44 +5,34 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from .arrays import concat
-from .batcher import arguments, assemble, check_rows, check_shapes, class_of, gather, label, split
+from .arrays import library
+from .batcher import arguments, assemble, check_shapes, class_of, gather, label, split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcatBatcher:
-    """Items with their own number of rows: (rows, ...) each, joined along dim 0 to (sum of rows, ...).
+    """Joins items of shape (rows, ...) along dim 0 to (sum of rows, ...). Each item has its own number of rows.
 
-    All arguments of an item have the same number of rows, zero allowed; dims after the first are the same for all
-    items. Output arrays have one row per input row: each item gets its own rows back. See `batcher.py` for the forms
-    of items and outputs.
-
-    `batch` raises `TypeError` or `ValueError` for items that do not go together, `unbatch` `OutputMismatch` for any
-    other number of rows, or of entries in a list of outputs.
+    All arguments of an item have the same number of rows, which may be 0. The dims after the first are the same for
+    all items. Output arrays have one row per input row, and each item gets its own rows. `batcher.py` describes the
+    forms of items and outputs.
     """
 
     def batch(self, items: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
-        """See `Batcher.batch`; the context is each item's number of rows."""
         form, columns = gather(items)
         for name, column in columns.items():
             check_shapes(name, column, 0, "all dims but the first must be equal.")
-        rows = []
-        for index in range(len(items)):
-            try:
-                rows.append(_rows({name: column[index] for name, column in columns.items()}))
-            except ValueError as error:
-                raise ValueError(f"Item {index}: {error}") from error
-        return assemble(form, {name: concat(column) for name, column in columns.items()}), tuple(rows)
+        rows = [_rows({name: column[index] for name, column in columns.items()}, index) for index in range(len(items))]
+        inputs = {name: library(column[0]).concatenate(column) for name, column in columns.items()}
+        return assemble(form, inputs), tuple(rows)
 
     def unbatch(self, outputs: Any, context: tuple[int, ...]) -> list[Any]:
-        """See `Batcher.unbatch`."""
         ends = list(accumulate(context, initial=0))
 
-        def rows(array: Any, name: Hashable) -> list[Any]:
-            check_rows(array, ends[-1], name, "input rows")
+        def cut(array: Any, _name: Hashable) -> list[Any]:
             return [array[start:end] for start, end in pairwise(ends)]
 
-        return split(outputs, len(context), rows)
+        return split(outputs, len(context), cut, input_rows=ends[-1])
 
     def length(self, item: Any) -> int:
         """Return the number of rows."""
@@ -59,12 +49,12 @@ class ConcatBatcher:
         return class_of(form, arrays, dict.fromkeys(arrays, 0))
 
 
-def _rows(arrays: dict[Hashable, Any]) -> int:
-    counts = []
-    for name, array in arrays.items():
-        if not array.ndim:
-            raise ValueError(f"{label(name)} is a single number, which has no rows: StackBatcher takes those.")
-        counts.append(int(array.shape[0]))
-    if len(set(counts)) > 1:
-        raise ValueError(f"the arguments {[*arrays]} have {counts} rows: all must have the same number.")
-    return counts[0]
+def _rows(arrays: dict[Hashable, Any], index: int | None = None) -> int:
+    counts = [array.shape[0] if array.ndim else None for array in arrays.values()]
+    if counts[0] is not None and counts.count(counts[0]) == len(counts):
+        return int(counts[0])
+    item = "" if index is None else f"Item {index}: "
+    if None in counts:
+        name = [*arrays][counts.index(None)]
+        raise ValueError(f"{item}{label(name)} is a single number, which has no rows: StackBatcher takes those.")
+    raise ValueError(f"{item}the arguments {[*arrays]} have {counts} rows: all must have the same number.")

@@ -1,17 +1,17 @@
-"""Errors of Batchery. The class says whose fault it is: the caller's (`JobRejected`) or ours (`BatchFailed`)."""
+"""Errors of Batchery. The class tells whose fault it is: the caller's (`JobRejected`) or ours (`BatchFailed`)."""
 
 
 class BatcheryError(Exception):
-    """The root of every error that Batchery raises by itself."""
+    """The root of all errors that Batchery itself raises."""
 
 
 class JobRejected(BatcheryError):
-    """This call cannot be served: its input is not acceptable, or there is no room for it."""
+    """This call cannot be served, because its input is not acceptable or there is no room for it."""
 
 
 class BatchFailed(BatcheryError):
-    """The batch could not be run, through no fault that is known of any one job."""
+    """The batch failed, and no single job is known to be the cause."""
 
 
 class OutputMismatch(BatchFailed):
-    """The model returned another number of outputs than it was given items."""
+    """The number of outputs that the model returned differs from the number of items that it got."""

@@ -1,14 +1,13 @@
-"""Isolate: re-run a failed batch in halves until the bad job stands alone; and what kind of failure it was."""
+"""Isolation: a failed batch is run again in halves until the bad job stands alone. Errors are classified here too."""
 
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .job import Batch, Job, Outcome
 
-#: What says "out of memory", lower case: CUDA, MPS and XPU (torch), cuDNN and cuBLAS, torch on the CPU, ONNX Runtime,
-#: XLA. `CUDNN_STATUS_NOT_SUPPORTED` is what cuDNN answers where its workspace does not fit.
+#: Messages for "out of memory", in lower case: of CUDA, MPS and XPU (torch), cuDNN and cuBLAS, torch on the CPU, ONNX
+#: Runtime, and XLA. cuDNN answers `CUDNN_STATUS_NOT_SUPPORTED` if its workspace does not fit.
 _OUT_OF_MEMORY = (
     "out of memory",
     "cudnn_status_not_supported",
@@ -20,7 +19,7 @@ _OUT_OF_MEMORY = (
     "resource_exhausted",
 )
 
-#: What leaves a CUDA context unusable, until the process ends. It may come with any other words.
+#: Messages for CUDA errors that make the context unusable until the process ends, whatever else the message says.
 _STICKY = (
     "illegal memory access",
     "illegal instruction",
@@ -32,23 +31,21 @@ _STICKY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a smaller batch may succeed: memory ran out, and the device is still sound.
+    """Tell whether a smaller batch may succeed, because memory ran out and the device still works.
 
-    An error raised `from` such an error, or while it was handled, counts too.
+    The errors that led to this one count too: its causes, and the errors during whose handling it was raised.
     """
-    chain = [*_chain(error)]
-    return any(map(_says_out_of_memory, chain)) and not any(map(is_sticky, chain))
+    return any(map(_reports_out_of_memory, _chain(error))) and not is_sticky(error)
 
 
 def is_sticky(error: BaseException) -> bool:
-    """Tell whether the device is lost to this process: whatever runs on it now will fail too."""
+    """Tell whether the device is lost to this process, so that everything that runs on it from now on fails too."""
     return any(word in _text(part) for part in _chain(error) for word in _STICKY)
 
 
-def _says_out_of_memory(error: BaseException) -> bool:
-    # Only a model that uses torch has imported it. CuPy's and older torch's classes have the name too.
-    kind = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    if isinstance(error, (MemoryError, kind)) or type(error).__name__ == "OutOfMemoryError":
+def _reports_out_of_memory(error: BaseException) -> bool:
+    # The class is known by its name, which CuPy's and every torch's have, because neither need be imported.
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     return any(word in _text(error) for word in _OUT_OF_MEMORY)
 
@@ -56,12 +53,12 @@ def _says_out_of_memory(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     try:
         return str(error).lower()
-    except Exception:  # a model's own class of errors may not even be able to say what it is
+    except Exception:  # The `__str__` of a user's own exception class may itself fail.
         return ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that led to it, each once."""
+    """Yield the error and all errors that led to it, each once."""
     seen: set[int] = set()
     errors: list[BaseException | None] = [error]
     while errors:
@@ -77,13 +74,13 @@ def run_isolated(
 ) -> Iterator[list[Outcome]]:
     """Run a batch; yield the outcomes of each part as soon as it is done, each job exactly once.
 
-    `forward(items)` returns one output per item. Where it raises, the two halves run instead, down to single jobs,
-    whose error is then their own: one bad job among n costs about 2 log2(n) more runs. An exception instance as an
-    output is that job's failure alone. Where jobs ran out of memory, `free(jobs)` is called before anything else runs,
-    when nothing is kept of the attempt any more; a single job is tried once more then.
+    `forward(items)` returns one output per item. If it raises, the two halves run instead, down to single jobs, which
+    then fail with the error: one bad job among n costs about 2 log2(n) more runs. An exception instance among the
+    outputs fails its job alone. If jobs ran out of memory, `free(jobs)` is called before anything else runs, when the
+    attempt's memory is no longer referenced; a single job is then tried once more.
 
     Raises:
-        BaseException: what `forward` raised, if the device is lost by it; jobs without an outcome have not run.
+        BaseException: the error of `forward`, if it means that the device is lost. Jobs without an outcome did not run.
     """
     parts = [batch.jobs] if batch.jobs else []
     while parts:
@@ -103,22 +100,21 @@ def run_isolated(
 def _attempt(
     batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]], list[Any]]
 ) -> tuple[list[Outcome], bool]:
-    """Return the jobs' outcomes, none if several jobs failed together, and whether memory ran out."""
+    """Return the jobs' outcomes (none if several jobs failed together), and whether memory ran out."""
     try:
         outputs = forward([job.item for job in jobs])
         return [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)], False
-    except BaseException as exc:  # whatever the model raises, SystemExit too, is an answer to somebody
+    except BaseException as exc:  # Whatever the model raises, SystemExit too, is some caller's answer.
         if is_sticky(exc):
             raise
         _free_frames(exc)
-        failed = [Outcome(jobs[0], error=exc, batch=batch)] if len(jobs) == 1 else []
-        return failed, is_out_of_memory(exc)
+        return [_outcome(jobs[0], exc, batch)] if len(jobs) == 1 else [], is_out_of_memory(exc)
 
 
 def _free_frames(error: BaseException) -> None:
-    """Empty the frames of the failed attempt: they hold its tensors, whose memory the next one may need.
+    """Empty the frames of the failed attempt, because they hold tensors whose memory the next attempt may need.
 
-    The traceback still tells where it happened.
+    The traceback still tells where the error was raised.
     """
     for part in _chain(error):
         traceback.clear_frames(part.__traceback__)

@@ -1,28 +1,27 @@
-"""A job: one call that waits for its result."""
+"""A job is one call that waits for its result; a batch is the jobs that run together.
+
+The classes are msgspec structs and not dataclasses, because one is made for every call, at a fifth of the cost.
+"""
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-#: Stands for an item that has not been preprocessed yet (None is a valid item).
-UNPREPARED: Any = type("Unprepared", (), {"__repr__": lambda _self: "UNPREPARED", "__slots__": ()})()
-
-
-#: Why a batch is not larger. The first reason that holds is given.
-CLOSED_BY: Mapping[str, str] = {
-    "full": "it has as many jobs as a batch may have",
-    "budget": "one more job would exceed the token budget, or what is known to fit into memory",
-    "deadline": "it went before others because a job in it would have expired else",
-    "age": "its time was up: max_wait_ms was over, or a job that had waited max_age_ms went before others",
-    "nothing left": "no other waiting job goes with these",
-    "cost": "one more job would cost more than it saves",
-}
+#: Why a batch is not larger: the first of these reasons that holds. docs/writing-a-model.md explains them to operators.
+ClosedBy = Literal[
+    "full",  # It has as many jobs as a batch may have.
+    "budget",  # One more job would exceed the token budget or the token ceiling.
+    "deadline",  # It ran before other jobs because one of its jobs would have expired otherwise.
+    "age",  # max_wait_ms was over, or one of its jobs had waited max_age_ms and so ran before other jobs.
+    "nothing left",  # No other waiting job can join it.
+    "cost",  # One more job would cost more than it saves.
+]
 
 
 class JobState(IntEnum):
-    """Where a job is on its way. The engine's scheduler has the table of who moves it from which state to which."""
+    """The stage of a job. The engine's job table lists which event moves a job from which state to which."""
 
     NEW = 0
     PREPARING = 1
@@ -34,84 +33,86 @@ class JobState(IntEnum):
     LEFT = 7
 
 
-# msgspec's structs instead of dataclasses: one is made for every call, at a fifth of the cost.
-
-
 class Job(msgspec.Struct, eq=False):
-    """One call: what was asked, where it stands in line, and who waits for the answer.
+    """One call: its arguments, its place in the queue, and the address of its reply.
 
-    Times are seconds on the clock of the engine that holds the job (a monotonic one); the fronts convert.
-    `reply` never travels through the model: it belongs to the front that took the job in.
+    Times are seconds on the monotonic clock of the engine that holds the job. `reply` belongs to the side that took
+    the job in, and never travels through the model.
     """
 
     id: str
-    #: Name of the task that this call is for.
     task: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
-    #: Where the front sends the outcome: a future, or a claimed message.
+    #: Where the outcome goes: a future, or a claimed message.
     reply: Any
-    #: When the caller sent it; when it was claimed, if the caller did not say.
+    #: When the caller sent it, or when it was claimed if the caller did not say.
     enqueued_at: float
-    #: Claim sequence: first in, first out among equals goes by this number alone.
+    #: Claim sequence, which alone decides who is first among equals.
     seq: int = 0
-    #: 0 is served first, 9 last, as Celery counts on Redis.
+    #: 0 is served first and 9 last, as in Celery on Redis.
     priority: int = 0
-    #: After this time nobody wants the answer any more; None: it never expires.
+    #: Time after which nobody wants the result any more; None: it never expires.
     deadline: float | None = None
-    #: What `preprocess` made of the arguments: what the batcher gets.
-    item: Any = UNPREPARED
-    #: Tokens, rows, or whatever the batcher counts; None where nothing counts it.
+    #: What `preprocess` made of the arguments, for the batcher; None until then.
+    item: Any = None
+    #: Tokens, rows, or whatever the batcher counts; None if it counts nothing.
     length: int | None = None
     #: Jobs of different shape classes never share a batch.
     shape_class: Any = None
-    #: When it was claimed, and when it had its item.
+    #: When it was claimed, and when its item was ready.
     claimed_at: float = 0.0
     prepared_at: float = 0.0
-    #: Bytes of its message, which is held as long as the job is; 0 where there is none.
+    #: Bytes of its message, which is held as long as the job is; 0 if there is none.
     size: int = 0
     #: Changed by the engine's scheduler alone.
     state: JobState = JobState.NEW
 
 
 class Outcome(msgspec.Struct, eq=False):
-    """What became of a job: a value or an error, and the batch that it ran in."""
+    """The end of a job: a value or an error."""
 
     job: Job
     value: Any = None
     error: BaseException | None = None
-    #: The batch that it ran in; None when it failed before it was in one.
+    #: The batch in which the job ran; None if it failed before it was in one.
     batch: "Batch | None" = None
 
 
 class Batch(msgspec.Struct, eq=False):
-    """Jobs that run together.
-
-    `started_at` and `finished_at` are seconds on the engine's clock, set by whoever runs the batch.
-    """
+    """Jobs that run together. Times are seconds on the engine's clock, set by the thread that runs the batch."""
 
     task: str
     jobs: list[Job]
-    #: Why it is not larger: a key of `CLOSED_BY`.
-    closed_by: str
+    closed_by: ClosedBy
     started_at: float = 0.0
     finished_at: float = 0.0
-    #: Counts the batches of one engine; 0: it was not started by one.
+    #: Number among the batches of its engine, from 1; 0 before an engine has started it.
     number: int = 0
-    #: Jobs whose outcomes are settled.
+    #: Number of jobs whose outcomes are settled.
     settled: int = 0
-    #: Sizes, ascending, that it is padded up to by repeating an item; empty: it runs as it is.
+    #: Sizes, ascending, that the batch is padded up to by repeating an item; empty: no padding.
     sizes: Sequence[int] = ()
 
     @property
     def rows(self) -> int:
-        """Number of rows that the model computes: the jobs, and what is repeated to reach a size."""
+        """Number of rows that the model computes: the jobs, and the repeated items that fill up a size."""
         return next((size for size in self.sizes if size >= len(self.jobs)), len(self.jobs))
 
     @property
+    def longest(self) -> int:
+        """Length of the longest job; 0 if jobs have no lengths."""
+        return max((job.length or 0 for job in self.jobs), default=0)
+
+    @property
     def tokens(self) -> int:
-        """Sum of the jobs' lengths: the real tokens."""
+        """Sum of the jobs' lengths, without padding."""
         return sum(job.length or 0 for job in self.jobs)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows times the longest job: the tokens that a padded model computes."""
+        return self.rows * self.longest
 
     @property
     def padding_share(self) -> float:
@@ -120,21 +121,20 @@ class Batch(msgspec.Struct, eq=False):
 
     @property
     def queue_s(self) -> float:
-        """Seconds from enqueue to the batch's start, without `preprocess_s`, summed over its jobs."""
+        """Seconds from enqueue to the batch's start, without `preprocess_s`, summed over the jobs."""
         return sum(self.started_at - job.enqueued_at for job in self.jobs) - self.preprocess_s
 
     @property
     def preprocess_s(self) -> float:
-        """Seconds from the claim until a job could be chosen, summed over its jobs."""
+        """Seconds from the claim until the item was ready, summed over the jobs."""
         return sum(job.prepared_at - job.claimed_at for job in self.jobs)
 
     @property
     def run_s(self) -> float:
-        """Seconds that it ran."""
         return self.finished_at - self.started_at
 
     def provenance(self, job: Job) -> dict[str, Any]:
-        """Return what to tell one of its callers: which batch it was, how full and why, and where the time went."""
+        """Return what the caller of `job` is told: which batch ran it, how full and why, and where the time went."""
         return {
             "number": self.number,
             "size": len(self.jobs),
@@ -144,13 +144,3 @@ class Batch(msgspec.Struct, eq=False):
             "preprocess_ms": round(1000 * (job.prepared_at - job.claimed_at), 3),
             "run_ms": round(1000 * self.run_s, 3),
         }
-
-    @property
-    def longest(self) -> int:
-        """Length of the longest job; 0 where nothing counts lengths."""
-        return max((job.length or 0 for job in self.jobs), default=0)
-
-    @property
-    def padded_tokens(self) -> int:
-        """Rows times the longest job: what a padded model computes."""
-        return self.rows * self.longest

@@ -1,1 +1,1 @@
-"""One command per claim: `python -m benchmarks --list`."""
+"""Commands that measure the claims of this project. `python -m benchmarks --list` lists them."""

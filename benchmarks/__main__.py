@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`: measure one claim, print a table, write the figures as JSON."""
+"""`python -m benchmarks NAME` measures one claim, prints a table, and can write the figures as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-#: One module each, with `add_arguments(parser)` and `run(args) -> Report`.
+#: The names of the benchmarks. Each is a module with `add_arguments(parser)` and `run(args) -> Report`.
 NAMES = ("mixed", "padding", "load", "overhead", "publish", "latency", "scaling", "chord")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     benchmarks = {name: import_module(f"benchmarks.{name}") for name in NAMES}
     parser = _parser(benchmarks)
     args = parser.parse_args(argv)
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:10} {_summary(module)}")
         return 0
     if args.name is None:
-        parser.error("name a benchmark, or ask for --list")
+        parser.error("Name a benchmark, or list them with --list.")
     if args.name == "all":
         return _run_all(parser, args.json_dir)
     _run(benchmarks[args.name], args, args.json)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_all(parser: argparse.ArgumentParser, json_dir: Path) -> int:
-    """Every benchmark with its defaults; one that fails does not keep the others from running."""
+    """Run every benchmark with its defaults, and go on with the next one if one fails."""
     failed = []
     for name in NAMES:
         path = json_dir / f"{name}.json"
@@ -53,13 +53,13 @@ def _run(module: Any, args: argparse.Namespace, json_path: Path | None) -> None:
 
 def _parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--list", action="store_true", help="name the benchmarks and what each measures")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and what they measure")
     commands = parser.add_subparsers(dest="name", metavar="NAME")
     for name, module in benchmarks.items():
         command = commands.add_parser(name, help=_summary(module), description=module.__doc__)
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
         module.add_arguments(command)
-    everything = commands.add_parser("all", help="Run each of them with its defaults.")
+    everything = commands.add_parser("all", help="Runs every benchmark with its defaults.")
     everything.add_argument("--json-dir", type=Path, default=Path("build/benchmarks"), metavar="DIR")
     return parser
 
@@ -68,8 +68,8 @@ def _summary(module: Any) -> str:
     return str(module.__doc__).splitlines()[0]
 
 
-def _leave(_signal: int, _frame: object) -> None:
-    raise SystemExit(143)  # so that `with` blocks and `finally` run: they stop servers and workers
+def _exit_on_sigterm(_signal: int, _frame: object) -> None:
+    raise SystemExit(143)  # as an exception, so that `with` blocks and `finally` stop servers and workers
 
 
 if __name__ == "__main__":

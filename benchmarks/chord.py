@@ -1,6 +1,7 @@
-"""How fast a chord's header is worked off, and its callback called: Batchery against stock Celery's best pool.
+"""Compares the time of a chord, header and callback, with Batchery and with stock Celery's best pool.
 
-All of the header is published before any of it can be claimed; timed is from then until the callback's result is there.
+All messages of the header are published before a worker can claim any of them. The time runs from the moment when they
+are ready until the callback's result is stored.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ WARM_UP = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", type=int, default=10_000, help="of the chord, for Batchery (default 10,000)")
-    parser.add_argument("--slow-parts", type=int, default=1000, help="for stock Celery (default 1,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all in turn; medians count (default 3)")
+    parser.add_argument("--parts", type=int, default=10_000, help="parts for Batchery (default 10,000)")
+    parser.add_argument("--slow-parts", type=int, default=1000, help="parts for stock Celery (default 1,000)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of all workers in turn; medians count (default 3)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> Report:
         notes=[
             f"A chord of {args.parts:,} no-op tasks for Batchery, {args.slow_parts:,} for the others; medians of "
             f"{args.rounds} interleaved rounds.",
-            "From the instant that all of its header is ready until the callback's result is stored.",
+            "The time runs from the moment when the whole header is ready until the callback's result is stored.",
         ],
     )
 
@@ -58,7 +61,7 @@ def _measure(contender: Contender, args: argparse.Namespace, round_: int) -> dic
         redis.Redis.from_url(url) as client,
         contender.start(url) as alive,
     ):
-        # Results live longer than their server, and would say goodbye to it.
+        # Result objects live longer than their server, and would otherwise send it a message when they are deleted.
         module.app.backend.remove_pending_result = lambda result: result
         _call(module, client, WARM_UP, alive)
         seconds = _call(module, client, count, alive)
@@ -66,7 +69,7 @@ def _measure(contender: Contender, args: argparse.Namespace, round_: int) -> dic
 
 
 def _call(module: Any, client: redis.Redis, count: int, alive: Alive) -> float:
-    """Call a chord of `count` parts; return the seconds that it takes once its header is ready."""
+    """Call a chord of `count` parts, and return the seconds from the ready header to the callback's result."""
     header = [module.small.s(index).set(queue=PREPARED) for index in range(count)]
     result = chord(header, app=module.app)(module.gather.s())
     key = RESULT_PREFIX + result.id
@@ -80,5 +83,5 @@ def _call(module: Any, client: redis.Redis, count: int, alive: Alive) -> float:
     wait_until(called_back, "the callback's result", 300.0)
     seconds = time.perf_counter() - start
     if (counted := module.app.backend.get_result(result.id)) != count:
-        raise RuntimeError(f"the callback got {counted!r} results of {count}")
+        raise RuntimeError(f"The callback got {counted!r} results instead of {count}.")
     return seconds

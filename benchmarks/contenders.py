@@ -1,4 +1,4 @@
-"""The workers that are measured against each other, each the way its users start it."""
+"""The workers that the benchmarks compare. Each is started as its users start it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.workers import celery_worker
 
 from .backlog import QUEUE
 
-#: Raises if the contender's process is gone.
+#: A function that raises an exception if the contender's process has ended.
 Alive = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A worker: its name in tables, its app, and its options on the command line."""
+    """A worker, with its name in tables, its app, and its options on the command line."""
 
     name: str
     app: str
@@ -28,8 +28,8 @@ class Contender:
 
     @contextmanager
     def start(self, url: str, *, extra: Sequence[str] = (), env: dict[str, str] | None = None) -> Iterator[Alive]:
-        """The worker's process, ready to take work from `url`."""
-        # Warnings only: a line for every task would slow down those that write one.
+        """Start the worker's process, and wait until it is ready to take work from `url`."""
+        # The level is WARNING, because workers that log a line for every task would be slower.
         args = ("-l", "WARNING", *self.args, *extra)
         with celery_worker(self.app, url, args=args, env=env) as worker:
 
@@ -40,7 +40,7 @@ class Contender:
             yield alive
 
 
-#: Which pool is Celery's fastest differs with machine and payload, so all of them run and its best one counts.
+#: Celery's fastest pool depends on the machine and on the payload, so all pools run and the best one counts.
 STOCK = (
     Contender("stock, solo", "benchmarks.apps.stock_app", ("-P", "solo")),
     Contender("stock, threads", "benchmarks.apps.stock_app", ("-P", "threads", "-c", "4")),
@@ -52,18 +52,18 @@ BATCHERY = Contender("batchery", "benchmarks.apps.batchery_app")
 
 @contextmanager
 def floor(url: str, messages: int, payload: str) -> Iterator[Alive]:
-    """The bare loop of `floor.py`, which leaves once it has answered `messages`."""
+    """Start the bare loop of `floor.py`, which ends after it has answered `messages`."""
     command = [sys.executable, "-m", "benchmarks.floor", url, QUEUE, str(messages), payload]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
 
     def alive() -> None:
         if process.poll():
-            raise ServiceError(f"the floor died with {process.returncode}")
+            raise ServiceError(f"The floor ended with exit code {process.returncode}.")
 
     try:
         if process.stdout.readline().strip() != "ready":
-            raise ServiceError(f"the floor did not start: {process.wait()}")
+            raise ServiceError(f"The floor did not start. Its exit code is {process.wait()}.")
         yield alive
     finally:
         process.kill()

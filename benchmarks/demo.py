@@ -1,6 +1,7 @@
-"""500 real texts through a real model and a real Celery worker: in batches by Batchery, then one by one.
+"""Sends 500 real texts through a real model, first to a worker of Batchery and then to a worker of plain Celery.
 
-`python -m benchmarks.demo` (or `make demo`) prints a table and writes build/demo.json and build/demo.png.
+Batchery runs the texts in batches, and plain Celery runs them one by one. `python -m benchmarks.demo` (or `make demo`)
+prints a table and writes build/demo.json and build/demo.png.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from .texts import texts
 from .trial import Trial, answer_all
 
 WARM_UP_TEXTS = 16
-#: Padding changes the order in which floats are summed; more than this is another vector.
+#: Padding changes the order in which floats are summed. Vectors that differ by more than this are not the same.
 MAX_DIFFERENCE = 1e-4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--texts", type=int, default=500, metavar="N", help="default 500")
-    parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR", help="default build")
+    parser.add_argument("--texts", type=int, default=500, metavar="N", help="the number of texts (default 500)")
+    parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR", help="output folder (default build)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker and server are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops worker and server
     try:
         report = run(args.texts, args.out)
     except (ServiceError, TimeoutError) as error:
@@ -50,7 +51,10 @@ def main() -> int:
 
 
 def run(count: int, out: Path) -> Report:
-    """Both trials on one server, then the plot; `ServiceError` if an answer is missing or another vector."""
+    """Run both trials on one server, and draw the plot.
+
+    Raise a `ServiceError` if an answer is missing, or if the two workers gave different vectors.
+    """
     sample = texts(count + WARM_UP_TEXTS)
     with valkey() as url:
         os.environ["REDIS_URL"] = url  # the examples read it when they are imported
@@ -58,20 +62,18 @@ def run(count: int, out: Path) -> Report:
         batchery, stats = _trial("Batchery", url, example, sample, count, args=(), env={})
         args, env = stock_options()
         stock, _ = _trial("Celery, one by one", url, stock_example, sample, count, args=args, env=env)
-    report = _report(
-        batchery, stock, stats, f"stock Celery: {' '.join([*(f'{k}={v}' for k, v in env.items()), *args])}"
-    )
+    report = _report(batchery, stock, stats, " ".join([*(f"{k}={v}" for k, v in env.items()), *args]))
     if report.figures["max_difference"] > MAX_DIFFERENCE:  # type: ignore[operator]
-        raise ServiceError(f"the two gave different vectors: they differ by up to {report.figures['max_difference']}")
+        raise ServiceError(f"The two workers gave different vectors, by up to {report.figures['max_difference']}.")
     plot(batchery, stock, out / "demo.png")
     return report
 
 
 def stock_options() -> tuple[tuple[str, ...], dict[str, str]]:
-    """One forward pass at a time, with torch's threads as they come, as for Batchery.
+    """Return options and environment for one forward pass at a time, with torch's default threads, as for Batchery.
 
-    With a process for each core, and one torch thread in each, stock Celery does better on a CPU (two passes at a time:
-    53 to 61 texts/s on 2 cores); on a GPU each process would load a model of its own.
+    On a CPU stock Celery is faster with a process for each core and one torch thread in each process (53 to 61 texts/s
+    with two passes at a time on 2 cores). On a GPU each process would load its own copy of the model.
     """
     return ("-P", "solo"), {}
 
@@ -79,7 +81,10 @@ def stock_options() -> tuple[tuple[str, ...], dict[str, str]]:
 def _trial(
     name: str, url: str, example: Any, sample: list[str], count: int, *, args: tuple[str, ...], env: dict[str, str]
 ) -> tuple[Trial, dict[str, Any]]:
-    """One worker's answers to the sample, warmed up on the texts after it, and what it counted of them."""
+    """Return one worker's answers to the first `count` texts of the sample, and its own counts of batches and jobs.
+
+    The rest of the sample warms the worker up.
+    """
     columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     module = example.__name__
     with Progress(*columns) as progress:
@@ -136,11 +141,12 @@ def _report(batchery: Trial, stock: Trial, stats: dict[str, Any], stock_note: st
             ("latency p95, ms", figures["p95_ms"], stock.latency_ms(95)),
         ],
         notes=[
-            f"The same vectors: no number differs by more than {figures['max_difference']:.1g}.",
-            "Texts per second: from the first text sent to the last result. Latency: from a text's own sending to the "
-            "arrival of its result at the sender; all are sent at once, so most of it is waiting in line.",
-            f"Padding counts the {2 * WARM_UP_TEXTS} texts of the warm-up too; everything else leaves them out.",
-            stock_note + ": one forward pass at a time; torch's threads as they come, for both",
+            f"Both give the same vectors: no number differs by more than {figures['max_difference']:.1g}.",
+            "Texts per second are counted from the first text sent to the last result. The latency of a text runs from "
+            "its sending to the arrival of its result at the sender. Most of it is waiting, because all texts are sent "
+            "at once.",
+            f"Only the padding includes the {2 * WARM_UP_TEXTS} texts of the warm-up.",
+            f"Stock Celery runs one forward pass at a time ({stock_note}). Both use torch's default threads.",
         ],
     )
 

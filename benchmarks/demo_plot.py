@@ -1,4 +1,4 @@
-"""The demo's picture."""
+"""Draws the plot of the demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {"Batchery": "#0f766e", "Celery,\none by one": "#9aa5b1"}
 
 
 def plot(batchery: Trial, stock: Trial, path: Path) -> None:
-    """Left how many texts a second; right how the answers came in, which the left one sums up."""
+    """Draw the texts per second on the left, and the answers over time on the right."""
     trials = dict(zip(COLOURS, (batchery, stock), strict=True))
     with plt.rc_context(
         {"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
@@ -57,7 +57,7 @@ def _draw_answers(axes: Axes, trials: dict[str, Trial]) -> None:
         axes.annotate(
             name.replace("\n", " "),
             (times[-1], len(times) - 1),
-            xytext=(0, 5) if times[-1] == slowest else (-6, -4),  # apart, where both end close together
+            xytext=(0, 5) if times[-1] == slowest else (-6, -4),  # the labels must not overlap
             textcoords="offset points",
             ha="right",
             color=colour,

@@ -1,9 +1,9 @@
-"""The bare loop that bounds what any worker can reach: claim, decode, answer, encode, settle, and nothing else.
+"""The floor: a bare loop that only claims, decodes, answers, encodes and settles, and so bounds every worker's rate.
 
-It does for each message what no correct worker can leave out: an atomic claim into a lease, Celery's message format in,
-Celery's result format out, stored, published and acknowledged by the holder of the lease only. One thread, no task
-options, no errors, no shutdown. It was written once, as fast as a simple loop goes, and stays as it is: a bar that
-moves measures nothing.
+For each message the loop does what no correct worker can leave out. It claims the message into a lease in one atomic
+step, reads Celery's message format and writes Celery's result format. Only the holder of the lease stores, publishes
+and acknowledges a result. The loop has one thread and no task options, error handling or shutdown. It is as fast as a
+simple loop can be, and it must not be changed, because later measurements would otherwise not be comparable.
 
     python -m benchmarks.floor URL QUEUE COUNT [small|vector|large]     answers COUNT messages, prints tasks/s as JSON
 """
@@ -39,7 +39,7 @@ class Headers(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    body: bytes  # msgspec takes the base64 off
+    body: bytes  # msgspec decodes the base64
     headers: Headers
 
 

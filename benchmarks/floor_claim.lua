@@ -1,6 +1,6 @@
--- Takes ready messages and puts them under a lease in the same instant, in kombu's own format.
+-- Takes ready messages and puts them under a lease in one atomic step, in kombu's own format.
 -- KEYS  1 the queue, 2 the hash of leased messages, 3 the sorted set of their times
--- ARGV  1 how many at most, 2 prefix of the tags, unique to this claim, 3 the queue's name as JSON
+-- ARGV  1 the largest number of messages, 2 the prefix of the tags, unique to this claim, 3 the queue's name as JSON
 -- Reply the messages, oldest first; message i has the tag prefix .. i
 local messages = redis.call('RPOP', KEYS[1], ARGV[1])
 if not messages then return {} end

@@ -1,7 +1,7 @@
--- Stores results and acknowledges their messages; a message whose lease another has taken over keeps its place.
+-- Stores results and acknowledges their messages, except for messages whose lease now belongs to another worker.
 -- KEYS  1 the hash of leased messages, 2 the sorted set of their times
 -- ARGV  1 seconds until a result expires, then for each message: tag, result key, result
--- Reply how many were ours
+-- Reply the number of messages that were ours
 local tags = {}
 for i = 2, #ARGV, 3 do
   if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then

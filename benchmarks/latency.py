@@ -1,7 +1,7 @@
-"""How long a lone call takes on an idle system: `delay(…).get()`, Batchery against stock Celery.
+"""Compares the latency of a single `delay(…).get()` on an idle system with Batchery and with stock Celery.
 
-All workers run at once, each on its own queue, and are called in turn: whatever disturbs one disturbs the others.
-Stock Celery counts with the better of solo and threads.
+All workers run at the same time, each on its own queue, and are called in turn, so that a disturbance of the machine
+affects all of them. The better of Celery's pools solo and threads counts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ WARM_UP = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calls", type=int, default=300, help="of each, per round (default 300)")
-    parser.add_argument("--rounds", type=int, default=3, help="with new workers; figures are over all (default 3)")
+    parser.add_argument("--calls", type=int, default=300, help="calls of each worker in a round (default 300)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds with new workers; figures cover all rounds (default 3)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> Report:
             (name, percentile(each, 50), percentile(each, 99), percentile(each, 50) / stock)
             for name, each in times.items()
         ],
-        notes=[f"One call at a time, a no-op with an integer; {args.calls} calls in each of {args.rounds} rounds."],
+        notes=[f"Single calls of a no-op task with an integer; {args.calls} calls in each of {args.rounds} rounds."],
     )
 
 
@@ -67,7 +69,7 @@ def _round(calls: int, round_: int) -> list[dict[str, Any]]:
                 answer = task.delay(call).get(timeout=30)
                 times[name].append(1000 * (time.perf_counter() - start))
                 if answer != call:
-                    raise RuntimeError(f"{name} answered {answer!r} to {call}")
+                    raise RuntimeError(f"{name} answered {answer!r} instead of {call}.")
         for check in alive:
             check()
     return [

@@ -1,7 +1,7 @@
-"""Latency at every load: no timer, against batches that wait for company, on a device that is simulated.
+"""Compares the latency of the greedy planner with that of timers at several loads, on a simulated device.
 
-A batch of n takes 5 ms + 0.5 ms x n; virtual time. A window that counts from enqueue is the planner's own
-`max_wait_ms`; one that counts from dequeue starts when an idle worker takes the first job, as TorchServe's does.
+A batch of n jobs takes 5 ms + 0.5 ms x n of virtual time. A window from enqueue is the planner's own `max_wait_ms`. A
+window from dequeue starts when an idle worker takes the first job, as in TorchServe.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .report import Report, percentile, rounded
 SIZE, LAUNCH_MS, JOB_MS, WINDOW_MS = 64, 5.0, 0.5, 20.0
 CAPACITY = 1000 * SIZE / (LAUNCH_MS + JOB_MS * SIZE)
 LOADS = (0.20, 0.50, 0.80, 0.95)
-#: Bursts arrive at random, and this many jobs in each on average.
+#: The average number of jobs in a burst. Bursts arrive at random.
 BURST = 16
 
-#: When each job came and when its answer was there, in seconds; and how long the device was busy.
+#: For each job the times of its arrival and of its answer, in seconds, and the seconds that the device was busy.
 Outcome = tuple[list[tuple[float, float]], float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="at each load (default 20,000)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the latencies to FILE (.png, .svg, .pdf)")
+    parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="jobs at each load (default 20,000)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot to FILE (.png, .svg, .pdf)")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -71,8 +71,8 @@ ARRIVALS: dict[str, Callable[[float, int], Iterator[float]]] = {"poisson": _pois
 
 
 def _batchery(max_wait_ms: float) -> Callable[[list[float]], Outcome]:
-    """The real planner on a device that is free whenever it is asked."""
-    # Nobody is overtaken where all jobs are equal: the age bound has nothing to do.
+    """Return a simulation of the real planner, which is asked whenever the device is free."""
+    # All jobs are equal, so no job overtakes another and the age bound has no effect.
     options = TaskOptions(max_batch_size=SIZE, max_wait_ms=max_wait_ms, max_age_ms=float("inf"))
 
     def simulate(arrivals: list[float]) -> Outcome:
@@ -97,7 +97,7 @@ def _batchery(max_wait_ms: float) -> Callable[[list[float]], Outcome]:
 
 
 def _window_from_dequeue(arrivals: list[float]) -> Outcome:
-    """Take the first job when idle, then others until the batch is full or the window over; then run."""
+    """Simulate a worker that, when idle, takes jobs until the batch is full or the window ends, and runs them."""
     answered, busy, now, first = [], 0.0, 0.0, 0
     while first < len(arrivals):
         now = max(now, arrivals[first])
@@ -177,7 +177,7 @@ def _report(runs: list[dict[str, Any]], jobs: int) -> Report:
             for run in runs
         ],
         notes=[
-            f"{jobs:,} jobs each, in virtual time; a batch of n takes {LAUNCH_MS:g} + {JOB_MS:g} n ms, {SIZE} at most: "
-            f"{CAPACITY:,.0f} jobs/s. Bursts: {BURST} jobs at one instant, on average.",
+            f"Each row has {jobs:,} jobs, in virtual time. A batch of n jobs takes {LAUNCH_MS:g} + {JOB_MS:g} n ms and "
+            f"has at most {SIZE} jobs, so the capacity is {CAPACITY:,.0f} jobs/s. A burst has {BURST} jobs on average.",
         ],
     )

@@ -1,7 +1,7 @@
-"""Real texts through a real model: stock Celery, first-come batches, Batchery, and a loop over sorted batches.
+"""Compares the rates of real texts with stock Celery, first-come batches, Batchery, and a loop over sorted batches.
 
-All texts are ready at one instant; timed until the last result is stored. Then the outlier mix: short texts, one in 64
-of them a hundred times longer.
+All texts go through a real model and are ready at one moment. The time runs until the last result is stored. A second
+run uses the outlier mix, which has short texts and one text in 64 that is a hundred times longer.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ FIRST_COME = Contender("first-come batches of 32", "benchmarks.apps.embed_batche
 BATCHERY = Contender("Batchery", "examples.embedding", ON_QUEUE)
 CEILING = "sorted batches, no queue"
 
-#: Of the outlier mix: a short text, and how many times longer one in `OUTLIER_EVERY` is.
+#: The outlier mix has short texts, and one in `OUTLIER_EVERY` texts is `OUTLIER_TIMES` times longer.
 SHORT, OUTLIER_EVERY, OUTLIER_TIMES = "a short text", 64, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default cpu)")
-    parser.add_argument("--texts", type=int, help="real texts (default 400; cuda: 3,600)")
-    parser.add_argument("--outlier-texts", type=int, help="texts of the outlier mix (default 384; cuda: 6,400)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all contenders in turn; medians count (default 3)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the model (default cpu)")
+    parser.add_argument("--texts", type=int, help="real texts (default 400, on cuda 3,600)")
+    parser.add_argument("--outlier-texts", type=int, help="texts of the outlier mix (default 384, on cuda 6,400)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of all contenders in turn; medians count (default 3)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of the texts per second to FILE")
 
 
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> Report:
     cuda = args.device == "cuda"
     if not cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ["EMBEDDING_MAX_LENGTH"] = "512"  # so that an outlier is a hundred times longer
+    os.environ["EMBEDDING_MAX_LENGTH"] = "512"  # long enough for an outlier
     sample = texts(args.texts or (3600 if cuda else 400))
     outliers = _outlier_mix(args.outlier_texts or (6400 if cuda else 384))
     runs: list[dict[str, Any]] = []
@@ -91,14 +93,14 @@ def _measure(contender: Contender, round_: int, mixes: dict[str, list[str]]) -> 
 
 
 def _sorted_loop(sample: list[str]) -> dict[str, float]:
-    """Seconds for each way to cut the batches."""
+    """Return the seconds for each way to make the batches."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(sample, file)
         file.flush()
         command = [sys.executable, "-m", "benchmarks.sorted_loop", file.name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ServiceError(f"the loop over sorted batches failed:\n{done.stderr[-3000:]}")
+        raise ServiceError(f"The loop over sorted batches failed:\n{done.stderr[-3000:]}")
     seconds: dict[str, float] = json.loads(done.stdout)
     return seconds
 
@@ -109,7 +111,7 @@ def _report(runs: list[dict[str, Any]], args: argparse.Namespace, count: int, ou
 
     names = [contender.name for contender in (STOCK, FIRST_COME, BATCHERY)]
     rates = {name: rate(name, "texts") for name in names}
-    # The best of the medians: the best of single runs would be the luckiest.
+    # This is the best of the medians, because the best of the single runs would be the luckiest one.
     rates[CEILING] = max(rate(name, "texts") for name in {run["contender"] for run in runs} if name not in names)
     mixed = {name: rate(name, "outliers") for name in names}
     stock, first_come, ours, ceiling = rates.values()
@@ -134,11 +136,11 @@ def _report(runs: list[dict[str, Any]], args: argparse.Namespace, count: int, ou
             for name, r in rates.items()
         ],
         notes=[
-            f"{count} docstrings of the standard library through all-MiniLM-L6-v2 on {args.device}; outlier mix: "
-            f"{outlier_count} short texts, one in {OUTLIER_EVERY} of them {OUTLIER_TIMES} times longer.",
-            f"From the instant all are ready until every result is stored; medians of {args.rounds} interleaved "
-            "rounds. One by one: -P solo, one forward pass at a time. Sorted batches: the fastest of several ways to "
-            "cut them.",
+            f"{count} docstrings of the standard library go through all-MiniLM-L6-v2 on {args.device}. The outlier mix "
+            f"has {outlier_count} short texts, and one in {OUTLIER_EVERY} of them is {OUTLIER_TIMES} times longer.",
+            "The time runs from the moment when all texts are ready until every result is stored. Rates are medians of "
+            f"{args.rounds} interleaved rounds. One by one means -P solo, with one forward pass at a time. The rate of "
+            "sorted batches is that of the fastest of several batch sizes.",
         ],
     )
 

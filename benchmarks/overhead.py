@@ -1,7 +1,7 @@
-"""No-op tasks per second: stock Celery, celery-batches, Batchery, and the floor that bounds them all.
+"""Compares the rates of no-op tasks with stock Celery, celery-batches, Batchery, and the floor that bounds them all.
 
-Each worker finds thousands of messages ready at one instant and is timed until the last result is stored. Acknowledged
-late, results on. Stock Celery counts with its best pool.
+For each worker thousands of messages become ready at one moment, and the time runs until the last result is stored.
+Messages are acknowledged late, and results are stored. The best of stock Celery's pools counts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ WARM_UP = 300
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rtt-ms", type=float, default=0.0, help="network round trip to add, in milliseconds")
     parser.add_argument("--events", action="store_true", help="workers send task events (-E)")
-    parser.add_argument("--payload", choices=sorted(PAYLOADS), default="small", help="integer | 384 floats | 100 kB in")
-    parser.add_argument("--messages", type=int, help="for Batchery and the floor (default 10,000; large: 2,000)")
-    parser.add_argument("--slow-messages", type=int, help="for the others (default 1,500; large or a network: 500)")
-    parser.add_argument("--rounds", type=int, default=5, help="of all contenders in turn; medians count (default 5)")
+    parser.add_argument(
+        "--payload", choices=sorted(PAYLOADS), default="small", help="an integer, 384 floats out, or 100 kB in"
+    )
+    parser.add_argument(
+        "--messages", type=int, help="messages for Batchery and the floor (default 10,000, large 2,000)"
+    )
+    parser.add_argument(
+        "--slow-messages", type=int, help="messages for the others (default 1,500, large or delayed 500)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of all contenders in turn; medians count (default 5)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -41,7 +49,7 @@ def _names() -> list[str]:
 
 
 def _measure(name: str, args: argparse.Namespace, round_: int) -> dict[str, Any]:
-    """One contender on a server of its own, warmed up on the queue that is then filled."""
+    """Measure one contender on a new server, after a warm-up on the same queue."""
     fast = name in (BATCHERY.name, "floor")
     large = args.payload == "large"
     if fast:
@@ -92,6 +100,7 @@ def _report(runs: list[dict[str, Any]], args: argparse.Namespace) -> Report:
         notes=[
             f"No-op tasks, payload {args.payload}, {args.rtt_ms:g} ms of network added, events "
             f"{'on' if args.events else 'off'}; medians of {args.rounds} interleaved rounds.",
-            "From the instant the messages are ready until every result is stored; each run on a fresh server.",
+            "The time runs from the moment when the messages are ready until every result is stored. Each run has "
+            "a new server.",
         ],
     )

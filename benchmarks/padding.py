@@ -1,7 +1,8 @@
-"""What padding costs: batches of Batchery's planner against simpler ways, and against the best that could be.
+"""Compares the padding costs of Batchery's planner with those of simpler methods and of the best possible batches.
 
-No broker and no model: a queue of known lengths is cut into batches, and a batch costs a launch and its padded tokens.
-Batchery's own planner sees 8 full batches of the queue at a time, refilled as it runs; the optimum sees all of it.
+The benchmark uses no broker and no model. Each method cuts a queue of known lengths into batches, and a batch costs a
+launch and its padded tokens. Batchery's planner sees 8 full batches of the queue at a time, which are refilled as it
+runs. The optimum sees the whole queue.
 """
 
 from __future__ import annotations
@@ -16,31 +17,36 @@ from pathlib import Path
 from typing import Any
 
 from batchery.batchers import CostFunction, CostModel, GreedyPlanner, Job
-from batchery.batchers.planning.cost import linear_cost
 from batchery.batchers.planning.cut import Limits, cut, price
 from batchery.configs import TaskOptions
+
+from tests.support.planning import linear_cost
 
 from .report import Report, median, rounded
 from .texts import texts
 
 SIZE, LONGEST = 32, 512
 OPTIONS = TaskOptions(max_batch_size=SIZE)
-#: In tokens: a small model on a CPU, and one on a GPU.
+#: Launch costs in tokens, of a small model on a CPU and of one on a GPU.
 LAUNCHES = (1500, 15_000)
 BUCKETS = (16, 32, 64, 128, 256, 512)
-#: How far a measured time is off, as the standard deviation of its logarithm.
+#: The error of a measured time, as the standard deviation of its logarithm.
 NOISE = 0.05
 DEVICE_MS_PER_TOKEN = 0.01
 
-#: The jobs' lengths, and the length that they are padded to.
+#: The lengths of a batch's jobs, and the length to which they are padded.
 Padded = tuple[Sequence[int], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, default=8192, metavar="N", help="in each queue (default 8,192; of docstrings at most 3,700)"
+        "--jobs",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="jobs in each queue (default 8,192, docstrings at most 3,700)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the costs to FILE (.png, .svg, .pdf)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot to FILE (.png, .svg, .pdf)")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -61,13 +67,13 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _lognormal(jobs: int) -> list[int]:
-    """Half of them up to 35, nine in ten up to 408."""
+    """Return lengths of which half are at most 35, and nine in ten at most 408."""
     chance = random.Random(1)
     return [_clip(chance.lognormvariate(math.log(35), math.log(408 / 35) / 1.2816)) for _ in range(jobs)]
 
 
 def _short(jobs: int) -> list[int]:
-    """Search requests, and documents among them."""
+    """Return the lengths of search requests, with a few documents among them."""
     chance = random.Random(2)
     return [chance.randint(256, 512) if chance.random() < 0.02 else _clip(chance.gauss(12, 5)) for _ in range(jobs)]
 
@@ -83,7 +89,7 @@ def _documents(jobs: int) -> list[int]:
 
 
 def _docstrings(jobs: int) -> list[int]:
-    """Words and signs of the standard library's docstrings, in a shuffled order."""
+    """Return the numbers of words and signs in docstrings of the standard library, in a shuffled order."""
     return [_clip(len(re.findall(r"\w+|[^\w\s]", text))) for text in texts(min(jobs, 3700))]
 
 
@@ -108,7 +114,7 @@ def first_come(lengths: Sequence[int]) -> list[Padded]:
 
 
 def fixed_buckets(lengths: Sequence[int]) -> list[Padded]:
-    """A queue for each bucket, padded to its edge."""
+    """Make batches from one queue for each bucket, padded to the edge of the bucket."""
     batches: list[Padded] = []
     for low, edge in zip((0, *BUCKETS), BUCKETS, strict=False):
         own = [length for length in lengths if low < length <= edge]
@@ -117,7 +123,7 @@ def fixed_buckets(lengths: Sequence[int]) -> list[Padded]:
 
 
 def sorted_windows(lengths: Sequence[int]) -> list[Padded]:
-    """Take as many as Batchery looks ahead, sort, cut, run them all; then take the next."""
+    """Take as many jobs as Batchery looks ahead, sort them and run them all before the next ones are taken."""
     window = OPTIONS.max_waiting
     windows = (sorted(lengths[start : start + window]) for start in range(0, len(lengths), window))
     return [batch for window in windows for batch in first_come(window)]
@@ -130,7 +136,7 @@ def optimum(lengths: Sequence[int], cost: CostFunction) -> list[Padded]:
 
 
 def batchery(lengths: Sequence[int], cost: CostFunction, launch: int, decisions: list[float]) -> list[Padded]:
-    """What the planner makes of the queue; a `CostModel` learns from each batch. `decisions` gets their seconds."""
+    """Return the planner's batches. A `CostModel` learns from each, and `decisions` gets the planner's seconds."""
     planner, chance, now = GreedyPlanner(OPTIONS, cost), random.Random(0), 0.0
     line = iter([Job(str(seq), "task", (), {}, None, 0.0, seq, length=length) for seq, length in enumerate(lengths)])
     waiting: list[Job] = []
@@ -160,7 +166,7 @@ def _cost(batches: Sequence[Padded], launch: int) -> float:
 
 
 def _padding(batches: Sequence[Padded]) -> float:
-    """The share of computed tokens that were padding."""
+    """Return the share of the computed tokens that were padding."""
     return 1 - sum(sum(lengths) for lengths, _ in batches) / sum(len(lengths) * longest for lengths, longest in batches)
 
 
@@ -211,11 +217,11 @@ def _report(runs: list[dict[str, Any]], decisions: list[float], jobs: int) -> Re
             for run in runs
         ],
         notes=[
-            "Cost as a multiple of the optimum / share of what is computed that is padding. Costs are in tokens: "
-            f"launch + jobs x longest. {jobs:,} jobs, {SIZE} in a batch at most.",
-            f"windows: sorted, {OPTIONS.look_ahead} full batches at a time, which is what Batchery, too, sees of the "
-            "queue; buckets: of fixed lengths, each waiting until it is full, however long. The optimum sees all.",
-            f"batchery knows the costs; learning, it starts knowing nothing and measures with {NOISE:.0%} of noise. A "
+            "Each cell has the cost as a multiple of the optimum, and the share of padding in the computed tokens. A "
+            f"batch costs launch + jobs x longest tokens. There are {jobs:,} jobs, and at most {SIZE} in a batch.",
+            f"windows sorts {OPTIONS.look_ahead} full batches at a time, the part of the queue that Batchery sees. "
+            "buckets has fixed lengths, and each bucket waits until it is full. The optimum sees the whole queue.",
+            f"batchery knows the costs. learning starts without costs, and measures them with {NOISE:.0%} of noise. A "
             f"decision takes {figures['decision_ms']:.2g} ms of CPU time (median).",
         ],
     )

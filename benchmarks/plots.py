@@ -1,4 +1,4 @@
-"""The pictures of `padding` and `load`."""
+"""Draws the plots of `padding` and `load`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS, OTHERS = "#0f766e", ("#9aa5b1", "#c9a227", "#b4534b", "#6b7fae")
 
 
 def plot_padding(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """What each way costs for each kind of lengths, as a multiple of the optimum; a panel for each launch cost."""
+    """Draw the cost of each method as a multiple of the optimum, with one panel for each launch cost."""
     launches = list(dict.fromkeys(run["launch"] for run in runs))
     ways = [way for way in runs[0]["vs_optimum"] if way not in ("optimum", "learning")]
     with _style():
@@ -43,7 +43,7 @@ def plot_padding(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_load(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """The 95th percentile of latency at each load; a panel for each kind of arrivals."""
+    """Draw the 95th percentile of latency at each load, with one panel for each kind of arrivals."""
     kinds = list(dict.fromkeys(run["arrivals"] for run in runs))
     policies = list(dict.fromkeys(run["policy"] for run in runs))
     with _style():

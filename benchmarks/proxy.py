@@ -1,6 +1,6 @@
-"""A TCP proxy that adds network delay and leaves bandwidth alone, as a process of its own.
+"""A TCP proxy in its own process, which adds network delay and does not limit bandwidth.
 
-`with delayed(url, rtt_ms=2) as slow_url:` — what goes through it arrives `rtt_ms / 2` later, each way.
+With `with delayed(url, rtt_ms=2) as slow_url:` data arrives `rtt_ms / 2` later in each direction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.waiting import ServiceError
 
 @contextmanager
 def delayed(url: str, rtt_ms: float) -> Iterator[str]:
-    """`url` with the proxy in front of it; without a delay, `url` itself."""
+    """Yield a URL that leads through the proxy to `url`, or `url` itself if there is no delay."""
     if not rtt_ms:
         yield url
         return
@@ -37,7 +37,7 @@ def delayed(url: str, rtt_ms: float) -> Iterator[str]:
     try:
         port = process.stdout.readline().strip()
         if not port:
-            raise ServiceError(f"the proxy left with {process.wait()}")
+            raise ServiceError(f"The proxy ended with exit code {process.wait()}.")
         user, at, _ = target.netloc.rpartition("@")
         yield target._replace(netloc=f"{user}{at}127.0.0.1:{port}").geturl()
     finally:
@@ -58,7 +58,7 @@ async def serve(host: str, port: int, delay_s: float) -> None:
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-    """Pass everything on, each piece `delay_s` after it came; any number of pieces may be under way."""
+    """Pass each piece on `delay_s` after its arrival. Any number of pieces can be under way at the same time."""
     loop = asyncio.get_running_loop()
     with suppress(ConnectionError):
         while piece := await reader.read(1 << 20):
@@ -68,7 +68,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, del
 
 if __name__ == "__main__":
     target_host, target_port, delay_ms = sys.argv[1:]
-    # Its time-outs have microseconds; epoll's are whole milliseconds, which would double a delay of one.
+    # select has time-outs in microseconds. epoll has whole milliseconds, which would double a delay of 1 ms.
     new_loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(new_loop)
     new_loop.run_until_complete(serve(target_host, int(target_port), float(delay_ms) / 1000))

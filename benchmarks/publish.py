@@ -1,6 +1,6 @@
-"""Tasks sent per second: a loop of `delay` against one `delay_many`.
+"""Compares the rates at which a loop of `delay` and one `delay_many` send tasks.
 
-Nobody works meanwhile: only the sending is timed, with results on, as callers that want them send.
+No worker runs, because only the sending is timed. Results are on, so that a caller could read them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from .report import Report, median, rounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--messages", type=int, default=5000, help="per round (default 5,000)")
-    parser.add_argument("--rounds", type=int, default=5, help="of both in turn; medians count (default 5)")
+    parser.add_argument("--messages", type=int, default=5000, help="messages in a round (default 5,000)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of all senders in turn; medians count (default 5)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -52,7 +54,7 @@ def _delay_many(task: Any, values: range) -> None:
     task.delay_many(values)
 
 
-#: App and way of sending.
+#: The app and the function that sends, for each sender.
 SENDERS: dict[str, tuple[str, Callable[[Any, range], None]]] = {
     "stock delay": ("stock_app", _delay_each),
     "delay": ("batchery_app", _delay_each),
@@ -69,5 +71,5 @@ def _measure(name: str, count: int, round_: int) -> dict[str, Any]:
         send(module.small, range(count))
         seconds = time.perf_counter() - start
         if (waiting := client.llen(QUEUE)) != count:
-            raise RuntimeError(f"{name} sent {waiting} of {count} tasks")
+            raise RuntimeError(f"{name} sent {waiting} tasks instead of {count}.")
     return {"round": round_, "sender": name, "messages": count, "tasks_per_s": rounded(count / seconds)}

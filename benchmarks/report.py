@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table for people and as JSON for machines."""
+"""The report of a benchmark, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PACKAGES = ("batchery", "celery", "kombu", "redis", "celery-batches", "valkeylit
 
 @dataclass(kw_only=True)
 class Report:
-    """One benchmark's outcome: `figures` are medians, `runs` every measurement they were taken from."""
+    """The outcome of one benchmark. `figures` are medians, and `runs` has every measurement behind them."""
 
     name: str
     figures: Mapping[str, Figure]
     runs: list[dict[str, Any]]
     columns: Sequence[str] = ("figure", "value")
-    #: The table's rows; left empty, the figures are the table.
+    #: The rows of the table. Without rows the table shows the figures.
     rows: Sequence[Sequence[Figure]] = ()
-    #: What a reader must know to judge the figures: how they were measured.
+    #: The facts about the measurement that a reader needs to judge the figures.
     notes: Sequence[str] = ()
     machine: dict[str, Figure] = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def print(self) -> None:
-        """The table, its notes, and where it was measured, on stdout."""
+        """Print the table, its notes, and the machine of the measurement."""
         console = Console(highlight=False)
         table = Table(title=self.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for index, column in enumerate(self.columns):
@@ -55,14 +55,14 @@ class Report:
         return "\n".join((where, ", ".join(f"{name} {version}" for name, version in self.versions.items())))
 
     def write(self, path: Path) -> None:
-        """The JSON form; the file's folder is made."""
+        """Write the report as JSON to `path`, whose folder is made if necessary."""
         content = {name: asdict(self)[name] for name in ("name", "machine", "versions", "figures", "runs")}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def readable(value: Figure) -> str:
-    """A number with as many digits as it can bear: 12,345 · 12.3 · 0.123."""
+    """Format a number with a useful number of digits: 12,345 · 12.3 · 0.123."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) or abs(value) >= 100:
@@ -71,7 +71,7 @@ def readable(value: Figure) -> str:
 
 
 def rounded(value: float) -> float:
-    """Four significant digits: more would be noise."""
+    """Round to four significant digits, because more would be noise."""
     return float(f"{value:.4g}")
 
 
@@ -80,13 +80,13 @@ def median(values: Iterable[float]) -> float:
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """The value that `percent` % of `values` do not exceed (did_you_mean rank)."""
+    """Return the value that `percent` % of `values` do not exceed (nearest rank)."""
     ordered = sorted(values)
     return rounded(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 
 
 def machine() -> dict[str, Figure]:
-    """What the figures depend on; no names of hosts or users."""
+    """Describe the machine, on which the figures depend, without names of hosts or users."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "processor": _processor(),

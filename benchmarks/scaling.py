@@ -1,7 +1,7 @@
-"""What more workers bring: 1, 2, 4 and 8 on one server, each with a device of its own.
+"""Compares the rates of 1, 2, 4 and 8 workers on one queue, each with its own device.
 
-The devices are simulated, 200 ms for a batch of 32, so that they do not share this machine's cores: what is measured is
-whether workers get in each other's way at the queue. Each worker finds the same number of messages to answer.
+The devices are simulated and take 200 ms for a batch of 32, so that they do not share the cores of this machine. The
+benchmark shows whether workers disturb each other at the queue. The number of messages for each worker is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ WORKERS = (1, 2, 4, 8)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, default=25, help="full batches for each worker (default 25)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all in turn; medians count (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of all numbers of workers; medians count (default 3)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -37,8 +39,8 @@ def run(args: argparse.Namespace) -> Report:
         columns=("workers", "tasks/s", "speed-up", "of the devices' rate"),
         rows=[(str(n), rate, rate / rates[1], rate / (n * device)) for n, rate in rates.items()],
         notes=[
-            f"{BATCH_MS} ms for a batch of {BATCH_SIZE}: a device can do {device:.0f} tasks/s. "
-            f"{args.batches * BATCH_SIZE} messages for each worker; medians of {args.rounds} interleaved rounds."
+            f"A batch of {BATCH_SIZE} takes {BATCH_MS} ms, so one device can do {device:.0f} tasks/s. There are "
+            f"{args.batches * BATCH_SIZE} messages for each worker. Rates are medians of {args.rounds} rounds in turn."
         ],
     )
 

@@ -1,7 +1,7 @@
-"""What the model itself can do: a loop over perfectly sorted batches, without queue, broker or worker.
+"""Measures the model alone, in a loop over perfectly sorted batches without queue, broker or worker.
 
-`python -m benchmarks.sorted_loop TEXTS.json` prints as JSON the seconds that each of several ways to cut the batches
-takes, from texts to lists of numbers.
+`python -m benchmarks.sorted_loop TEXTS.json` prints, as JSON, the seconds from texts to lists of numbers for each of
+several batch sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from batchery import PadBatcher
 from examples import minilm
 from examples.embedding_stock import model
 
-#: (jobs, tokens) that a batch may have: from what suits a CPU's caches to what fills a GPU.
+#: The largest (jobs, tokens) of a batch, from sizes that suit a CPU's caches to sizes that fill a GPU.
 CUTS = ((8, 10**9), (32, 10**9), (64, 512), (64, 1024), (64, 2048), (64, 4096), (256, 16_384), (256, 65_536))
 BATCHER = PadBatcher(padding={"input_ids": 0, "attention_mask": 0})
 
@@ -51,7 +51,7 @@ def embed(texts: Sequence[str], size: int, tokens: int) -> list[list[float]]:
 
 
 def cut(lengths: Sequence[int], size: int, tokens: int) -> Iterator[list[int]]:
-    """Indices of all, shortest first, in batches of at most `size` jobs and `tokens` padded tokens."""
+    """Yield the indices of all texts, shortest first, in batches of at most `size` jobs and `tokens` padded tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) == size or (len(batch) + 1) * lengths[index] > tokens):

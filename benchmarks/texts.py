@@ -1,4 +1,4 @@
-"""Real texts of real lengths that every machine has: the docstrings of the standard library."""
+"""Real texts of real lengths, which every machine has: the docstrings of the standard library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from sysconfig import get_path
 
-#: Long-lived modules with many docstrings; their order, and a fixed seed, make the texts' order.
+#: Modules with many docstrings that have been in the library for a long time. Their order and a fixed seed decide the
+#: order of the texts.
 MODULES = (
     "argparse ast asyncio.base_events asyncio.events asyncio.streams asyncio.tasks bdb calendar cmd codecs "
     "collections concurrent.futures._base configparser contextlib copy csv ctypes.util dataclasses datetime decimal "
@@ -28,10 +29,10 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def texts(count: int) -> list[str]:
-    """`count` different docstrings in a shuffled order that is the same on every run of one Python version."""
+    """Return `count` different docstrings, in a shuffled order that is the same for every run of one Python version."""
     found = list(_all_docstrings())
     if len(found) < count:
-        raise ValueError(f"this Python's standard library has {len(found)} docstrings for you, not {count}")
+        raise ValueError(f"The standard library of this Python has only {len(found)} docstrings, not {count}.")
     random.Random(0).shuffle(found)
     return found[:count]
 
@@ -44,7 +45,7 @@ def _all_docstrings() -> tuple[str, ...]:
 def _docstrings(module: str) -> Iterator[str]:
     path = Path(get_path("stdlib"), *module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if not source.exists():  # this version leaves the module out
+    if not source.exists():  # this version of Python does not have the module
         return
     for node in ast.walk(ast.parse(source.read_bytes())):
         if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node)):

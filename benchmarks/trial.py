@@ -1,4 +1,4 @@
-"""One worker answers many texts, each sent by a `delay` of its own: when each was sent, when answered, with what."""
+"""A trial, in which one worker answers many texts. Each text is sent with its own `delay`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .report import percentile, rounded
 
 @dataclass(frozen=True)
 class Trial:
-    """Times are in seconds since the first text was sent, in the order of the texts."""
+    """The times at which texts were sent and answered, in seconds after the first one was sent, and their vectors."""
 
     sent: list[float]
     answered: list[float]
@@ -30,18 +30,18 @@ class Trial:
 
     @property
     def tasks_per_s(self) -> float:
-        """From the first text sent to the last result."""
+        """The rate from the first text sent to the last result."""
         return rounded(len(self.answered) / max(self.answered))
 
     def latency_ms(self, percent: int) -> float:
-        """From a text's own sending to its result."""
+        """Return a percentile of the times from the sending of a text to its result."""
         return percentile(
             (1000 * (after - before) for before, after in zip(self.sent, self.answered, strict=True)), percent
         )
 
 
 class Arrivals(threading.Thread):
-    """Notes when each result is published, on a connection of its own: the instant a waiting caller gets it."""
+    """Records the time at which each result is published, which is when a waiting caller gets it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -82,7 +82,10 @@ def answer_all(
     on_answered: Callable[[int], None] = lambda _: None,
     stalled_after_s: float = 60.0,
 ) -> Trial:
-    """Send each text, wait for every result; `ServiceError` if the worker dies or `stalled_after_s` bring nothing."""
+    """Send each text and wait for every result.
+
+    Raise a `ServiceError` if the worker dies, or if no result arrives for `stalled_after_s`.
+    """
     with arrivals(url) as arrived:
         start = time.perf_counter()
         results, sent = [], []
@@ -106,7 +109,7 @@ def _wait(
         elif not worker.alive() or time.monotonic() - progress > stalled_after_s:
             state = "is stuck" if worker.alive() else "died"
             raise ServiceError(
-                f"{count - seen} of {count} texts have no answer; the worker {state}:\n{worker.log[-3000:]}"
+                f"{count - seen} of {count} texts have no answer, because the worker {state}:\n{worker.log[-3000:]}"
             )
 
 
@@ -114,4 +117,4 @@ def _vector(result: Any) -> Any:
     try:
         return result.get(timeout=10)
     except CeleryTimeout:
-        raise ServiceError(f"the result of {result.id} was published but `get()` does not see it") from None
+        raise ServiceError(f"The result of {result.id} was published, but `get()` does not return it.") from None

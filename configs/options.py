@@ -1,79 +1,75 @@
-"""Settings of a task and of a worker. A bad value is refused here, with what is allowed in the message."""
+"""Options of a task and of a worker. A wrong value is refused with what is allowed.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import pairwise
+Upper bounds refuse a typo before it ends a worker: one claim may take a whole batch, and the Redis server does nothing
+else meanwhile; Python's locks overflow at a timeout of 292 years, and a million seconds are eleven days.
+"""
 
+from collections.abc import Sequence, Set
+from typing import Annotated, Any
 
-class OptionError(ValueError):
-    """The value of one option is wrong, whatever the others are. (Options that contradict each other: ValueError.)"""
+from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.structs import fields, force_setattr
 
-    def __init__(self, name: str, value: object, allowed: str) -> None:
-        """Refuse `value` for the option `name`."""
-        super().__init__(f"{name} = {value!r} is not possible: it must be {allowed}.")
-        self.name = name
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise OptionError(name, value, allowed)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+_Count = Annotated[int, Meta(ge=1)]
+_Text = Annotated[str, Meta(min_length=1)]
+_Limit = Annotated[_Count | None, Meta(description='a whole number from 1 up, or None ("none" in a file)')]
+_Sizes = Annotated[Sequence[_Count], Meta(description="a list of ascending whole numbers from 1 up")]
+_Bytes = Annotated[_Count, Meta(description="a whole number of bytes from 1 up")]
+_TimeLimit = Annotated[float, Meta(gt=0, le=1e6, description="a number of seconds above 0, up to 1,000,000")]
+_Seconds = Annotated[float, Meta(ge=0, le=1e6, description="a number of seconds from 0 to 1,000,000")]
 
 
-def _is_number(value: object, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
+class Options(Struct, frozen=True, kw_only=True):
+    """Options that are checked by their types when they are made; a type's description says what is allowed."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            check_option(type(self), name, value)
+            if isinstance(value, list):  # whoever made the list could still change it
+                force_setattr(self, name, tuple(value))
 
 
-def _is_ascending(value: object) -> bool:
-    if not isinstance(value, list | tuple):
-        return False
-    return all(map(_is_count, value)) and all(low < high for low, high in pairwise(value))
+def check_option(kind: type[Options], name: str, value: Any) -> None:
+    """Raise a ValueError if an option cannot have this value, whatever the other options are."""
+    (option,) = (option for option in fields(kind) if option.name == name)
+    try:
+        # msgspec takes no subclass of float, such as numpy's.
+        convert(float(value) if isinstance(value, float) else value, option.type)
+        possible = not isinstance(value, Set)  # msgspec takes a set for a list, but a set has no order
+    except ValidationError:
+        possible = False
+    if not possible or (option.type == _Sizes and [*value] != sorted({*value})):
+        allowed = option.type.__metadata__[-1].description
+        raise ValueError(f"{name} = {value!r} is not possible: it must be {allowed}.")
 
 
-def _is_names(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
+class TaskOptions(Options, frozen=True, kw_only=True):
     """How one task's jobs are put together into batches."""
 
     #: Jobs in one batch, at most.
-    max_batch_size: int = 32
+    max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="a whole number from 1 to 65,536")] = 32
     #: Number of jobs times the longest of them, at most; None: no limit. A job above it runs alone.
-    max_batch_tokens: int | None = None
+    max_batch_tokens: _Limit = None
     #: Sizes, ascending, that a batch is padded up to by repeating an item: for models that are compiled for each size.
     #: The largest is the most jobs in a batch then. Empty: a batch of any size runs as it is.
-    preferred_batch_sizes: Sequence[int] = ()
+    preferred_batch_sizes: _Sizes = ()
     #: Jobs of at most this length go before longer ones of the same priority; None: in the order of their claims.
-    small_batch_threshold: int | None = None
+    small_batch_threshold: _Limit = None
     #: Milliseconds, counted from enqueue, that a batch that is not full may wait for more jobs.
-    max_wait_ms: float = 0.0
+    max_wait_ms: Annotated[float, Meta(ge=0, le=1e9, description="a number of ms from 0 to 1,000,000,000")] = 0.0
     #: Full batches of jobs that wait in the worker, at most, so that the planner has something to choose from.
-    look_ahead: int = 8
+    look_ahead: Annotated[int, Meta(ge=1, le=10_000, description="a whole number of batches from 1 to 10,000")] = 8
     #: Milliseconds after enqueue from which a job is served before any other, whatever its priority; inf: never.
-    max_age_ms: float = 10_000.0
+    max_age_ms: Annotated[float, Meta(ge=0, description="a number of ms from 0 up, or inf")] = 10_000.0
     #: Seconds after which a running batch counts as hung: its jobs' leases are no longer refreshed.
-    batch_time_limit_s: float = 300.0
+    batch_time_limit_s: _TimeLimit = 300.0
 
     def __post_init__(self) -> None:
-        _require(_is_count(self.max_batch_size), "max_batch_size", self.max_batch_size, "a whole number from 1 up")
-        tokens = self.max_batch_tokens
-        _require(tokens is None or _is_count(tokens), "max_batch_tokens", tokens, "None or a whole number from 1 up")
-        sizes = self.preferred_batch_sizes
-        _require(_is_ascending(sizes), "preferred_batch_sizes", sizes, "a list of ascending whole numbers from 1 up")
+        super().__post_init__()
+        sizes = [*self.preferred_batch_sizes]
         if sizes and sizes[-1] > self.max_batch_size:
-            raise ValueError(f"preferred_batch_sizes = {sizes!r} exceed max_batch_size = {self.max_batch_size}.")
-        small = self.small_batch_threshold
-        _require(small is None or _is_count(small), "small_batch_threshold", small, "None or a whole number from 1 up")
-        _require(_is_number(self.max_wait_ms, 0), "max_wait_ms", self.max_wait_ms, "a finite number of ms from 0 up")
-        _require(_is_count(self.look_ahead), "look_ahead", self.look_ahead, "a whole number of batches from 1 up")
-        age, limit = self.max_age_ms, self.batch_time_limit_s
-        _require(_is_number(age, 0) or age == float("inf"), "max_age_ms", age, "a number of ms from 0 up, or inf")
-        _require(_is_number(limit, 0) and limit > 0, "batch_time_limit_s", limit, "a finite number of seconds above 0")
+            raise ValueError(f"preferred_batch_sizes = {sizes} exceed max_batch_size = {self.max_batch_size}.")
 
     @property
     def max_waiting(self) -> int:
@@ -82,40 +78,27 @@ class TaskOptions:
 
 
 #: Names of a task's batching options, as attributes of a BatchTask.
-TASK_OPTION_NAMES: Sequence[str] = tuple(option.name for option in fields(TaskOptions))
+TASK_OPTION_NAMES: Sequence[str] = TaskOptions.__struct_fields__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(Options, frozen=True, kw_only=True):
     """What one worker serves, and how it claims, holds and settles."""
 
     #: Names of the batch tasks that are loaded and served; None: all of the app's.
-    tasks: Sequence[str] | None = None
+    tasks: Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")] = (
+        None
+    )
     #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
-    device: str = "auto"
+    device: Annotated[_Text, Meta(description='"auto" or a torch device')] = "auto"
     #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.
-    warm_up_s: float = 10.0
+    warm_up_s: _Seconds = 10.0
     #: Threads that run the tasks' `preprocess`.
-    preprocess_threads: int = 2
+    preprocess_threads: Annotated[int, Meta(ge=1, le=1_000, description="a whole number from 1 to 1,000")] = 2
     #: Seconds that a claimed message is ours without a refresh; a dead worker's jobs run again after this.
-    lease_s: float = 30.0
+    lease_s: Annotated[float, Meta(ge=1, le=1e6, description="a number of seconds from 1 to 1,000,000")] = 30.0
     #: Bytes of messages that one claim takes, at most (one larger message is taken alone).
-    claim_max_bytes: int = 32 * 1024 * 1024
+    claim_max_bytes: _Bytes = 32 * 1024 * 1024
     #: Bytes of messages held at once (waiting, running, settling), at most; each batch task may hold an equal share.
-    held_max_bytes: int = 256 * 1024 * 1024
+    held_max_bytes: _Bytes = 256 * 1024 * 1024
     #: Seconds that a stopping worker waits for its running batch.
-    drain_timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.tasks is not None:
-            _require(_is_names(self.tasks), "tasks", self.tasks, "a list of names of tasks; without it all are served")
-            object.__setattr__(self, "tasks", tuple(self.tasks))
-        _require(isinstance(self.device, str) and self.device != "", "device", self.device, '"auto" or a torch device')
-        threads = self.preprocess_threads
-        _require(_is_count(threads), "preprocess_threads", threads, "a whole number from 1 up")
-        _require(_is_number(self.lease_s, 1), "lease_s", self.lease_s, "a finite number of seconds from 1 up")
-        for name in ("claim_max_bytes", "held_max_bytes"):
-            _require(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of bytes from 1 up")
-        _require(_is_number(self.warm_up_s, 0), "warm_up_s", self.warm_up_s, "a finite number of seconds from 0 up")
-        timeout = self.drain_timeout_s
-        _require(_is_number(timeout, 0), "drain_timeout_s", timeout, "a finite number of seconds from 0 up")
+    drain_timeout_s: _Seconds = 60.0

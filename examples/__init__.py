@@ -1,1 +1,1 @@
-"""Models that run: `celery -A examples.embedding worker`."""
+"""Examples of models. Start one with `celery -A examples.embedding worker`."""

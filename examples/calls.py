@@ -1,4 +1,4 @@
-"""A service that calls `embed` and knows nothing of it but its name: `python -m examples.calls`. Needs only Celery."""
+"""A service that calls `embed` by its name, and needs only Celery. Start it with `python -m examples.calls`."""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""Sentence embeddings. Start `celery -A examples.embedding worker`; call `embed.delay("some text").get()`."""
+"""A task that embeds sentences.
+
+Start a worker with `celery -A examples.embedding worker`, and call `embed.delay("some text").get()`.
+"""
 
 import os
 from typing import Any
@@ -19,15 +22,15 @@ class Embed(BatchTask):
     name = "embed"
     batcher = PadBatcher(padding={"input_ids": 0, "attention_mask": 0})
     max_batch_size = 64
-    examples = ("token " * minilm.MAX_LENGTH,)  # measured at start, whole and cropped: what batches cost here
+    examples = ("token " * minilm.MAX_LENGTH,)  # run whole and cropped at start, to measure costs
 
-    def load(self, device: str) -> None:  # once, in the worker
+    def load(self, device: str) -> None:  # runs once, in the worker
         self.tokenizer, self.model = minilm.load(device)
 
-    def preprocess(self, text: str) -> Any:  # one text, before it meets a batch
+    def preprocess(self, text: str) -> Any:  # gets one text, before it is in a batch
         return minilm.tokenize(self.tokenizer, text)
 
-    def predict(self, batch: Any) -> Any:  # one forward pass: tensors of shape (texts, longest) in, (texts, 384) out
+    def predict(self, batch: Any) -> Any:  # gets tensors of shape (texts, longest), returns one of (texts, 384)
         return minilm.embed(self.model, batch)
 
 

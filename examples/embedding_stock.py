@@ -1,4 +1,4 @@
-"""The same model under plain Celery, one forward pass for each call: what `examples.embedding` is compared with."""
+"""The model of `examples.embedding` as a plain Celery task, with one forward pass for each call, as a comparison."""
 
 import os
 from functools import cache
@@ -11,11 +11,11 @@ from . import minilm
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
 
 app = Celery("search", broker=REDIS_URL, backend=REDIS_URL)
-app.conf.task_acks_late = True  # as safe as Batchery: what a killed worker held runs again
+app.conf.task_acks_late = True  # as safe as Batchery: the calls of a killed worker run again
 
 
 @cache
-def model() -> tuple[Any, Any, str]:  # the first call in each process loads it
+def model() -> tuple[Any, Any, str]:  # the first call in each process loads the model
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

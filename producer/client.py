@@ -1,147 +1,121 @@
-"""Publishing in bulk, and the results of it."""
+"""Publishing calls, one or many, and the results of many."""
 
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
-from celery import Celery, signals, states
+from celery import Celery, Task, signals, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, GroupResult
+from celery.result import AsyncResult
 from kombu import Producer
 from kombu.exceptions import EncodeError
 
 from . import private
 from .codec import serializer
 from .codec.json import is_plain
-from .publisher import Publisher, encode_message, message_properties
-
-if TYPE_CHECKING:
-    from .task.batch_task import BatchTask
+from .publisher import Publisher, kombu_message
 
 #: Message header: when the caller sent the job, in seconds since the epoch on the caller's clock.
 ENQUEUED_AT = "batchery_enqueued_at"
-
-#: Messages that one command to the broker carries.
-_PUBLISH_CHUNK = 500
-#: Results that one command to the backend asks for.
-_COLLECT_CHUNK = 500
-
-
-def call_options(app: Celery, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return `apply_async` options with a header that says when the job was sent, and with what logs show of arrays."""
-    added: dict[str, Any] = {"headers": {ENQUEUED_AT: time.time(), **(options.get("headers") or {})}}
-    for name, value in (("argsrepr", args), ("kwargsrepr", kwargs)):
-        shown = serializer.summarise(value)
-        if shown is not value and name not in options:
-            added[name] = private.saferepr(shown, private.argsrepr_size(app))
-    return {**options, **added}
+#: How many messages one command to the broker carries, and how many results one command to the backend asks for.
+_CHUNK = 500
 
 
 @contextmanager
-def publisher(app: Celery, args: Sequence[Any], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return what `apply_async` needs instead of some of its `options` to publish the short way.
+def publish_options(
+    app: Celery, args: Any, kwargs: Any, more: Sequence[Any], options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the options with which Celery's `apply_async` publishes one call, on the fast path if it may.
 
-    `args` are its positional arguments after the call's own; a producer among those is used as it is.
+    They are `options` with a header that says when the job was sent, and a short text for logs in place of arrays.
+    `more` are the positional arguments of `apply_async` after the call's own: a producer may be among them.
     """
-    given = options.get("producer")
-    if isinstance(given, Producer):  # of a group or a chord, say
-        yield {"producer": Publisher(given)}
-    elif args or given or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager:
-        yield {}
+    ours = {**options, "headers": {ENQUEUED_AT: time.time(), **(options.get("headers") or {})}}
+    for name, value in (("argsrepr", args), ("kwargsrepr", kwargs)):
+        shown = serializer.summarise(value)
+        if shown is not value and name not in options:
+            ours[name] = private.saferepr(shown, private.argsrepr_size(app))
+    producer = options.get("producer")
+    if isinstance(producer, Producer):  # a group or a chord brings it, for example
+        yield {**ours, "producer": Publisher(producer)}
+    elif more or producer or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager:
+        yield ours
     else:
         with app.producer_or_acquire() as producer:
-            yield {"producer": Publisher(producer)}
+            yield {**ours, "producer": Publisher(producer)}
 
 
-def delay_many(
-    task: "BatchTask", calls: Sequence[tuple[Any, ...]], *, one_by_one: bool = False, **options: Any
-) -> "BulkResult":
-    """Publish one message for each of `calls`, the positional arguments, in as few round trips as can be.
+def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **options: Any) -> "BulkResult":
+    """Publish one message for each of `calls`, the positional arguments, in as few round trips as possible.
 
-    What can only be done call by call (signals, sent events, other transports and serializers) is done so; all of it
-    is `one_by_one`.
+    Calls that are not `alike`, because the task may send each another way, are published one by one. So are all calls
+    if signals, sent events, another transport or another serializer need it.
 
     Raises:
-        TypeError: some call's arguments do not fit the task's signature; nothing was published.
-        kombu.exceptions.EncodeError: some call's arguments cannot be serialized; what was published before it runs.
-        kombu.exceptions.OperationalError: the broker failed midway; what it took until then runs.
+        kombu.exceptions.EncodeError: some call's arguments cannot be serialized. Calls published before it run.
+        kombu.exceptions.OperationalError: the broker failed midway. Calls that it took before run.
     """
-    for args in calls:
-        private.check_arguments(task, args)
     app = task.app
     if not calls or app.conf.task_always_eager or "task_id" in options:
         results = [task.apply_async(args, **options) for args in calls]
         return BulkResult(app, [result.id for result in results], results)
     with app.producer_or_acquire() as producer:
-        if not one_by_one and not _differ(app):
-            template = _Template(task, calls[0], Publisher(producer), options)
-            if template.is_ordinary:
-                return BulkResult(app, template.publish(calls))
+        if alike and not _may_differ(app):
+            publisher = Publisher(producer)
+            template = _Template(task, calls[0], publisher.connection, options)
+            if template.fits_all and publisher.takes(template.options):
+                return BulkResult(app, _publish_like(template, calls, publisher))
         with producer.batch():
             return BulkResult(app, [task.apply_async(args, producer=producer, **options).id for args in calls])
 
 
-def _differ(app: Celery) -> bool:
+def _may_differ(app: Celery) -> bool:
     """Whether calls of one task may be published in different ways, or others are to hear of each."""
-    if private.has_receivers(signals.before_task_publish) or private.has_receivers(signals.after_task_publish):
-        return True
-    return app.conf.task_send_sent_event or not private.routes_by_name(app)
+    heard = private.receivers(signals.before_task_publish) or private.receivers(signals.after_task_publish)
+    return bool(heard) or app.conf.task_send_sent_event or not private.routes_by_name(app)
 
 
-class _Recorder:
-    """Stands in for a producer, to hear from Celery what it would have published."""
-
-    body: Any = None
-    options: Mapping[str, Any] = {}
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-
-    def publish(self, body: Any, **options: Any) -> None:
-        self.body, self.options = body, options
+def _publish_like(template: "_Template", calls: Sequence[tuple[Any, ...]], publisher: Publisher) -> list[str]:
+    """Publish a message like the template's for each call; return their task ids."""
+    ids = [str(uuid.uuid4()) for _ in calls]
+    with private.kombu_errors(publisher.connection):
+        for start in range(0, len(calls), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            publisher.send(list(template.messages(chunk, calls, start)), template.options)
+    return ids
 
 
 class _Template:
-    """One message as Celery makes it, of which the others differ in id and arguments alone."""
+    """The message that Celery makes of one call. Messages of the other calls differ in id and arguments alone."""
 
-    def __init__(self, task: "BatchTask", args: tuple[Any, ...], publisher: Publisher, options: dict[str, Any]) -> None:
-        recorder = _Recorder(publisher.connection)
+    def __init__(self, task: Task, args: tuple[Any, ...], connection: Any, options: Mapping[str, Any]) -> None:
+        published: list[tuple[Any, dict[str, Any]]] = []
+        recorder = SimpleNamespace(connection=connection, publish=lambda body, **given: published.append((body, given)))
         # Without a result, so that Celery does not begin to wait for it.
         task.apply_async(args, **{**options, "producer": recorder, "ignore_result": True, "add_to_parent": False})
-        self._publisher = publisher
-        self._body = recorder.body
-        self._hides_args = "argsrepr" in options
-        # Celery puts into the properties, too, what only logs are to show: of this call's arguments.
-        self._options = {name: value for name, value in recorder.options.items() if name != "argsrepr"}
-        self._headers = {**self._options["headers"]}
-        self._headers["ignore_result"] = bool(options.get("ignore_result", task.ignore_result))
+        self._body, given = published[0]
         self._argsrepr_size = private.argsrepr_size(task.app)
+        self._hides_args = "argsrepr" in options
+        #: Options of `kombu.Producer.publish`, the same for all calls. Celery's `argsrepr` is of this call alone.
+        self.options = {name: value for name, value in given.items() if name != "argsrepr"}
+        ignores_result = bool(options.get("ignore_result", task.ignore_result))
+        self._headers = {**self.options["headers"], "ignore_result": ignores_result}
 
     @property
-    def is_ordinary(self) -> bool:
-        """Whether the others can be made of this one."""
-        is_protocol_2 = isinstance(self._body, tuple)
-        return is_protocol_2 and is_plain(self._headers) and self._publisher.is_ordinary(self._options)
+    def fits_all(self) -> bool:
+        """Whether the other messages can be made of this one: it has Celery's protocol 2 and plain headers."""
+        return isinstance(self._body, tuple) and is_plain(self._headers)
 
-    def publish(self, calls: Sequence[tuple[Any, ...]]) -> list[str]:
-        """Publish a message for each call; return their ids."""
-        ids: list[str] = []
-        with private.kombu_errors(self._publisher.connection):
-            for start in range(0, len(calls), _PUBLISH_CHUNK):
-                chunk = [str(uuid.uuid4()) for _ in calls[start : start + _PUBLISH_CHUNK]]
-                self._publisher.send(list(self._messages(chunk, calls, start)), self._options)
-                ids += chunk
-        return ids
-
-    def _messages(self, ids: Iterable[str], calls: Sequence[tuple[Any, ...]], start: int) -> Iterator[bytes]:
+    def messages(self, ids: Iterable[str], calls: Sequence[tuple[Any, ...]], start: int) -> Iterator[bytes]:
         """Yield a message for each of `calls` from `start` on, as many as there are `ids`."""
         _, kwargs, embed = self._body
-        name = self._options["serializer"]
+        name = self.options["serializer"]
         rest, rest_raw = serializer.encode_by(name, [kwargs, embed])
         is_root = self._headers["root_id"] == self._headers["id"]
         for place, task_id in enumerate(ids, start):
@@ -156,25 +130,23 @@ class _Template:
             except Exception as exc:  # whatever an object's own methods raise
                 raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
             body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
-            properties = message_properties(self._options, task_id, task_id)
-            yield encode_message(headers, properties, body, name, msgspec.json.encode)
+            yield msgspec.json.encode(kombu_message(headers, body, self.options, task_id, task_id))
 
 
 class BulkResult(Sequence[AsyncResult]):
     """The results of `delay_many`: a sequence of Celery's `AsyncResult`s, in the order of the calls.
 
-    Nothing is subscribed to until a single result is waited for: `get` asks for many results in one command.
+    `get` asks for many results in one command. Nothing is subscribed to until a single result is waited for.
     """
 
     def __init__(self, app: Celery, ids: list[str], known: Sequence[AsyncResult] | None = None) -> None:
-        """Stand for the results of `ids`; `known` are these results themselves, where the calls were eager."""
+        """Stand for the results of `ids`; `known` are these results themselves, if the calls were eager."""
         self.app = app
         #: Task ids, in the order of the calls.
         self.ids = ids
         self._known = known
 
     def __len__(self) -> int:
-        """Return the number of calls."""
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
@@ -182,10 +154,6 @@ class BulkResult(Sequence[AsyncResult]):
         if isinstance(index, slice):
             return BulkResult(self.app, self.ids[index], None if self._known is None else self._known[index])
         return self.app.AsyncResult(self.ids[index]) if self._known is None else self._known[index]
-
-    def as_group(self) -> GroupResult:
-        """Return Celery's `GroupResult` over the same calls."""
-        return self.app.GroupResult(str(uuid.uuid4()), list(self))
 
     def ready(self) -> bool:
         """Whether every call has its result."""
@@ -206,27 +174,25 @@ class BulkResult(Sequence[AsyncResult]):
     def iterate(self, timeout: float | None = None, *, interval: float = 0.01) -> Iterator[AsyncResult]:
         """Yield each call's `AsyncResult` as soon as it, and all before it, are ready; as `get` otherwise."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        backend = self.app.backend
-        if self._known is not None or not isinstance(backend, RedisBackend):
-            for result in self:
-                result.get(timeout=None if deadline is None else deadline - time.monotonic(), propagate=False)
-                yield result
+        if self._known is None and isinstance(self.app.backend, RedisBackend):
+            yield from self._iterate_on_redis(deadline, interval)
             return
-        known: dict[str, Any] = {}
+        for result in self:
+            result.get(timeout=None if deadline is None else deadline - time.monotonic(), propagate=False)
+            yield result
+
+    def _iterate_on_redis(self, deadline: float | None, interval: float) -> Iterator[AsyncResult]:
+        outcomes: dict[str, Any] = {}
         place, pause = 0, threading.Event()
         while place < len(self.ids):
-            known.update(self._collect(backend, place))
-            while place < len(self.ids) and self.ids[place] in known:
+            found = private.read_outcomes(self.app.backend, self.ids[place : place + _CHUNK])
+            outcomes |= {task_id: meta for task_id, meta in found.items() if meta["status"] in states.READY_STATES}
+            while place < len(self.ids) and self.ids[place] in outcomes:
                 result = self.app.AsyncResult(self.ids[place])
-                private.set_outcome(result, known.pop(self.ids[place]))
+                private.set_outcome(result, outcomes.pop(result.id))
                 place += 1
                 yield result
             if place < len(self.ids):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise CeleryTimeoutError(f"{len(self.ids) - place} of {len(self.ids)} results are not there yet.")
                 pause.wait(interval)
-
-    def _collect(self, backend: RedisBackend, place: int) -> dict[str, Any]:
-        """Return the results that are ready among the next ones, by task id."""
-        metas = private.read_outcomes(backend, self.ids[place : place + _COLLECT_CHUNK])
-        return {task_id: meta for task_id, meta in metas.items() if meta["status"] in states.READY_STATES}

@@ -1,4 +1,4 @@
-"""The short way to a queue on Redis: what kombu does for an ordinary message, at a third of its cost."""
+"""The fast path to a queue on Redis: what kombu does for most messages, at a third of its cost."""
 
 import base64
 import uuid
@@ -11,44 +11,39 @@ from . import private
 from .codec import serializer
 from .codec.json import encode_json
 
-#: What Celery passes to `Producer.publish` for any task, and the message properties that kombu makes nothing else of.
-_OPTIONS = frozenset(
+#: Options of `kombu.Producer.publish` that the fast path knows. Celery passes them for every task.
+_KNOWN_OPTIONS = frozenset(
     "exchange routing_key serializer compression retry retry_policy declare headers timeout confirm_timeout "
     "delivery_mode priority correlation_id reply_to expiration argsrepr kwargsrepr "
-    "immediate mandatory".split()  # of which Redis knows nothing
+    "immediate mandatory".split()  # these two mean nothing on Redis
 )
-#: Properties that are in a message only if the caller gave them.
-_OPTIONAL = ("argsrepr", "kwargsrepr")
-_KOMBUS_PUBLISH = ("kombu.messaging", "Producer.publish")
 _CONTENT = {"json": ("application/json", "utf-8"), serializer.NAME: (serializer.CONTENT_TYPE, "binary")}
+_KOMBUS_PUBLISH = ("kombu.messaging", "Producer.publish")
 
 
 class Publisher:
-    """A kombu producer that puts ordinary messages into their Redis list itself; all others go kombu's way.
+    """Stands in for a kombu producer and takes the fast path: it puts a message into its queue's Redis list itself.
 
-    FastCall is: JSON or the serializer of ours, not compressed, to one queue by its name, with no option that is not
-    known here. Stands in for the producer where Celery publishes a task; signals, events, declared queues, retries and
-    errors are Celery's and kombu's.
+    A fast call is one message, JSON or in our serializer and not compressed, to one queue by its name. Its options are
+    all known here. Any other message goes through kombu. Signals, events, declared queues, retries and errors stay
+    Celery's and kombu's.
     """
 
     def __init__(self, producer: Any) -> None:
-        """Send with `producer`'s connection."""
         self._producer = producer
 
     def __getattr__(self, name: str) -> Any:
-        """Be the producer in everything else."""
         return getattr(self._producer, name)
 
     def publish(self, body: Any, **options: Any) -> Any:
         """Send one message; `body` and `options` are those of `kombu.Producer.publish`."""
-        ours = self.is_ordinary(options) and not _is_wrapped()
-        message = _message(body, options) if ours else None
+        message = _encode_call(body, options) if self.takes(options) and not _is_wrapped() else None
         return self._producer.publish(body, **options) if message is None else self.send([message], options)
 
-    def is_ordinary(self, options: Mapping[str, Any]) -> bool:
-        """Whether messages published with these options may take the short way."""
+    def takes(self, options: Mapping[str, Any]) -> bool:
+        """Whether messages with these options may take the fast path."""
         return (
-            options.keys() <= _OPTIONS
+            options.keys() <= _KNOWN_OPTIONS
             and options.get("exchange") == ""
             and options["serializer"] in _CONTENT
             and not (options["compression"] or options["timeout"] or options["confirm_timeout"])
@@ -64,7 +59,7 @@ class Publisher:
         send: Callable[..., None] = self._send
         if options["retry"]:
             connection, policy = self._producer.connection, options["retry_policy"]
-            connection.transport_options.update(policy)  # as kombu does: connecting keeps to it, too
+            connection.transport_options.update(policy)  # as kombu does, so that connecting keeps to the policy too
             send = connection.ensure(self._producer, send, **policy)
         send(messages, options)
 
@@ -78,8 +73,11 @@ class Publisher:
         private.redis_client(channel).lpush(queue, *messages)
 
 
-def message_properties(options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:
-    """Return a message's properties, as kombu makes them of these options; `tag` must be its alone."""
+def kombu_message(headers: Any, body: bytes, options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:
+    """Return a message as kombu's Redis transport writes it in JSON, with the properties that kombu makes of `options`.
+
+    No other message may have the `tag`.
+    """
     properties = {
         "correlation_id": task_id,
         "reply_to": options.get("reply_to", ""),
@@ -89,46 +87,33 @@ def message_properties(options: Mapping[str, Any], task_id: str, tag: str) -> di
         "body_encoding": "base64",
         "delivery_tag": tag,
     }
-    properties.update((name, options[name]) for name in _OPTIONAL if name in options)
+    properties.update((name, options[name]) for name in ("argsrepr", "kwargsrepr") if name in options)
     if (seconds := options.get("expiration")) is not None:
         properties["expiration"] = str(int(1000 * seconds))
-    return properties
+    content_type, content_encoding = _CONTENT[options["serializer"]]
+    return {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": content_encoding,
+        "content-type": content_type,
+        "headers": headers,
+        "properties": properties,
+    }
 
 
-def encode_message(
-    headers: Mapping[str, Any],
-    properties: Mapping[str, Any],
-    body: bytes,
-    serializer_name: str,
-    encode: Callable[[Any], bytes] = encode_json,
-) -> bytes:
-    """Return a message as kombu's Redis transport writes it; `encode` makes JSON of headers and properties."""
-    content_type, content_encoding = _CONTENT[serializer_name]
-    return encode(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": content_encoding,
-            "content-type": content_type,
-            "headers": headers,
-            "properties": properties,
-        }
-    )
-
-
-def _message(body: Any, options: Mapping[str, Any]) -> bytes | None:
-    """Return one message; None if it cannot be encoded: kombu knows what to say of it."""
-    name = options["serializer"]
+def _encode_call(body: Any, options: Mapping[str, Any]) -> bytes | None:
+    """Return the message of one call; None if it cannot be encoded, because kombu's error says why."""
     try:
-        encoded = serializer.join(*serializer.encode_by(name, body))
-        properties = message_properties(options, options["correlation_id"], str(uuid.uuid4()))
-        return encode_message(options["headers"], properties, encoded, name)
+        encoded = serializer.join(*serializer.encode_by(options["serializer"], body))
+        task_id, tag = options["correlation_id"], str(uuid.uuid4())
+        return encode_json(kombu_message(options["headers"], encoded, options, task_id, tag))
     except Exception:  # whatever an object's own methods raise
         return None
 
 
 def _is_wrapped() -> bool:
-    """Whether `Producer.publish` is another function than kombu's own, as with tracing libraries: they want to see each
-    call. A wrapper may carry the name of what it wraps, but then it also has `__wrapped__`.
+    """Whether anything stands in for `Producer.publish`: tracing libraries wrap it, because they want to see each call.
+
+    A wrapper may carry the name of kombu's function, but then it also has `__wrapped__`.
     """
     publish = Producer.publish
     name = (getattr(publish, "__module__", None), getattr(publish, "__qualname__", None))
@@ -136,5 +121,5 @@ def _is_wrapped() -> bool:
 
 
 def _expires(entity: Any) -> bool:
-    """Whether a queue removes itself: kombu says anew with each message when."""
+    """Whether a queue removes itself. Kombu puts that off with each message, and the fast path does not."""
     return isinstance(entity, Queue) and bool(entity.expires or "x-expires" in (entity.queue_arguments or ()))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
+from tests.support.kinds import KINDS, check_command, kinds_of
 from tests.support.servers import valkey
 from tests.support.waiting import ServiceError
 from tests.support.workers import StartWorker, Worker, celery_worker
@@ -20,10 +24,44 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+#: The kind of the test that runs now. A fixture that a test is the first to use belongs to its time.
+running_kind = ""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A cancelled run ends as Ctrl-C would end it: servers and workers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "leaves_leases: the test means to leave claimed messages behind")
+    for kind, meaning in KINDS.items():
+        config.addinivalue_line("markers", f"{kind}: {meaning}")
+    sys.addaudithook(_check_process)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its kind, see `tests.support.kinds`; a test of two kinds is an error."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        fixtures = getattr(item, "fixturenames", ())
+        kinds = kinds_of(folder, fixtures, (marker.name for marker in item.iter_markers()))
+        if len(kinds) != 1:
+            raise pytest.UsageError(
+                f"{item.nodeid} must be of one kind, but it is marked {' and '.join(sorted(kinds))}."
+            )
+        for kind in kinds:
+            item.add_marker(kind)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global running_kind
+    [running_kind] = KINDS.keys() & {marker.name for marker in item.iter_markers()}
+
+
+def _check_process(event: str, arguments: tuple[object, ...]) -> None:
+    """Hold every process that a test starts against the test's kind, so that no marker lies."""
+    if event == "subprocess.Popen" and running_kind:
+        check_command(str(arguments[1]), running_kind)
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +104,10 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def start_worker(redis_url: str) -> Iterator[StartWorker]:
-    """`start_worker("tests.apps.echo", args=["-P", "solo"])`: a worker that is gone when the test is."""
+    """`start_worker("examples.embedding", args=["-P", "solo"])`: a worker that is gone when the test is over."""
     with ExitStack() as stack:
 
-        def start(app_path: str, **options: object) -> Worker:
-            return stack.enter_context(celery_worker(app_path, redis_url, **options))  # type: ignore[arg-type]
+        def start(app_path: str, url: str = redis_url, **options: Any) -> Worker:
+            return stack.enter_context(celery_worker(app_path, url, **options))
 
         yield start

@@ -1,1 +1,1 @@
-"""The planner: which waiting jobs run together, and when, by what batches cost."""
+"""The planner: it decides by the costs of batches which waiting jobs run together, and when."""

@@ -1,4 +1,4 @@
-"""The Celery apps whose workers the benchmarks start. They read `REDIS_URL` and `QUEUE` when they are imported."""
+"""The Celery apps of the benchmarks' workers. They read `REDIS_URL` and `QUEUE` when they are imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..backlog import QUEUE
 
 @contextmanager
 def import_app(name: str, url: str, queue: str = QUEUE) -> Iterator[Any]:
-    """A module of this folder, as its callers have it: for this server and this queue alone."""
+    """Import a module of this folder, with the given server and queue, as its callers do."""
     full_name = f"{__name__}.{name}"
     with patch.dict(os.environ, {"REDIS_URL": url, "QUEUE": queue}):
         sys.modules.pop(full_name, None)

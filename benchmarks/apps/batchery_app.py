@@ -1,4 +1,7 @@
-"""Batchery with its defaults; `MAX_BATCH_SIZE` and `BATCH_MS` (how long a simulated device takes) come from outside."""
+"""No-op tasks of Batchery with its defaults.
+
+The environment sets `MAX_BATCH_SIZE` and `BATCH_MS`, the time that a simulated device takes for a batch.
+"""
 
 from __future__ import annotations
 
@@ -40,5 +43,5 @@ def large(values: list[str]) -> list[int]:
 
 @app.task(name="gather")
 def gather(values: list[Any]) -> int:
-    """What a chord calls back."""
+    """Count the results of a chord, as its callback."""
     return len(values)

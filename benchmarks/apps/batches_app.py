@@ -1,4 +1,4 @@
-"""celery-batches, as its documentation shows it, with batches of 64 and a prefetch that lets them fill."""
+"""No-op tasks of celery-batches, as in its documentation, with batches of 64 and a prefetch that can fill them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedding model under celery-batches: first come, first served in batches of 32, padded to the longest."""
+"""The embedding model as a task of celery-batches, with first-come batches of 32 that are padded to the longest."""
 
 from __future__ import annotations
 

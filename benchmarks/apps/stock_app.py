@@ -1,4 +1,4 @@
-"""Stock Celery with late acknowledgements, as a GPU worker needs them, and results; everything else is its default."""
+"""No-op tasks of stock Celery with its defaults, results, and late acknowledgements, which a GPU worker needs."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def large(value: str) -> int:
 
 @app.task(name="gather")
 def gather(values: list[Any]) -> int:
-    """What a chord calls back."""
+    """Count the results of a chord, as its callback."""
     return len(values)

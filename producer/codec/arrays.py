@@ -1,6 +1,6 @@
 """Arrays as raw bytes, and back: little-endian, in C order.
 
-Torch is never imported here: tensors bring it along, and where it is not loaded they come back as numpy arrays.
+Torch is never imported here, because tensors bring it along. Where it is not loaded they come back as numpy arrays.
 """
 
 import math
@@ -11,44 +11,43 @@ import numpy as np
 
 from ...batchers.arrays import is_torch
 
-#: Dimensions of an array: what numpy has allowed in every version.
+#: Dimensions of an array, at most: every version of numpy allows as many.
 MAX_RANK = 32
-#: Product of an empty array's other dimensions: `tolist()` makes a list for each of them, out of no bytes at all.
+#: Product of an empty array's other dimensions, at most, because `tolist()` makes as many lists out of no bytes at all.
 MAX_EMPTY = 2**20
 
 _SIZES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 #: How the cells of each dtype are stored.
 _STORED = {name: np.dtype(name).newbyteorder("<") for name in _SIZES.split()}
-#: Torch's alone; its bits travel as whole numbers, and numpy gets the upper half of a float32.
+#: A dtype of torch's alone. Its bits travel as whole numbers, and numpy gets them as the upper half of a float32.
 _BFLOAT16 = "bfloat16"
 
 
 class RawArray(NamedTuple):
-    """An array taken apart."""
+    """An array as it is sent; its `cells` are a flat array of bytes."""
 
     is_torch: bool
     dtype: str
     shape: tuple[int, ...]
-    #: The cells: a flat array of bytes.
     cells: Any
 
 
 def encode_array(array: Any) -> RawArray:
-    """Take apart a numpy array or a torch tensor, of any byte order, strides and device.
+    """Return the raw form of a numpy array or a torch tensor, of any byte order, strides and device.
 
     Raises:
-        TypeError: nothing but numbers and bools, in plain memory, can travel.
-        ValueError: too many dimensions.
+        TypeError: the array holds other things than numbers and bools, or is sparse, nested or masked.
+        ValueError: the array has too many dimensions.
     """
     from_torch = is_torch(array)
-    dtype, numbers = _of_torch(array) if from_torch else _of_numpy(array)
+    dtype, numbers = _torch_cells(array) if from_torch else _numpy_cells(array)
     shape = tuple(array.shape)
     _check_shape(shape)
     return RawArray(from_torch, dtype, shape, np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
 
 
 def cell_bytes(dtype: Any, shape: Any, *, of_torch: bool) -> int:
-    """Return the number of bytes that such an array's cells take; both come from outside.
+    """Return the number of bytes that the cells of an array take. It is described by a payload, which may say anything.
 
     Raises:
         ValueError: there is no such array.
@@ -62,19 +61,21 @@ def cell_bytes(dtype: Any, shape: Any, *, of_torch: bool) -> int:
 
 
 def decode_array(dtype: str, shape: list[int], cells: memoryview, *, of_torch: bool) -> Any:
-    """Return a new array of `cell_bytes` cells; the arguments were checked by it.
+    """Return a new array; `cell_bytes` has checked the arguments.
 
     A tensor comes back as one where torch is loaded, else as a numpy array of the same values: float32 for bfloat16.
     """
     stored = _stored(dtype)
-    if dtype == "bool":  # any other byte than 0 and 1 would make a bool that equals neither
+    if dtype == "bool":  # a byte other than 0 and 1 would make a bool that equals neither
         array = np.asarray(np.ndarray(shape, np.uint8, buffer=cells) != 0)
     else:
         array = np.ndarray(shape, stored, buffer=cells).astype(stored.newbyteorder("="))
     torch: Any = sys.modules.get("torch") if of_torch else None
-    # While another thread imports it, torch is there but not whole.
+    # While another thread imports torch, the module is there but not complete.
     if not hasattr(torch, "from_numpy"):
-        return _widen(array) if dtype == _BFLOAT16 else array
+        if dtype == _BFLOAT16:
+            return np.asarray((array.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+        return array
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == _BFLOAT16 else tensor
 
@@ -82,7 +83,7 @@ def decode_array(dtype: str, shape: list[int], cells: memoryview, *, of_torch: b
 _ALLOWED = f"possible are {', '.join(_STORED)}, and bfloat16 of torch."
 
 
-def _of_numpy(array: Any) -> tuple[str, Any]:
+def _numpy_cells(array: Any) -> tuple[str, Any]:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError("A masked array would lose its mask: send its filled() array, or data and mask.")
     stored = _STORED.get(array.dtype.name)
@@ -91,7 +92,7 @@ def _of_numpy(array: Any) -> tuple[str, Any]:
     return array.dtype.name, array.astype(stored, copy=False)
 
 
-def _of_torch(tensor: Any) -> tuple[str, Any]:
+def _torch_cells(tensor: Any) -> tuple[str, Any]:
     torch = sys.modules["torch"]
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _STORED and dtype != _BFLOAT16:
@@ -105,10 +106,6 @@ def _of_torch(tensor: Any) -> tuple[str, Any]:
 
 def _stored(dtype: str) -> "np.dtype[Any]":
     return _STORED["int16" if dtype == _BFLOAT16 else dtype]
-
-
-def _widen(bits: Any) -> Any:
-    return np.asarray((bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

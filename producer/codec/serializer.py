@@ -2,15 +2,15 @@
 
     <JSON> NUL <bytes of the first array> <bytes of the second> ...
 
-JSON has no NUL byte, so it ends at the first; a payload without arrays and bytes is JSON and nothing else. Within the
-JSON, these stand for what follows, in order:
+JSON has no NUL byte, so it ends at the first one. A payload without arrays and bytes is JSON and nothing else. Within
+the JSON, these stand for the bytes behind it, in order:
 
     {"__type__": "batchery.array", "__value__": [dtype, shape]}    a numpy array
     {"__type__": "batchery.tensor", "__value__": [dtype, shape]}   a torch tensor
     {"__type__": "batchery.bytes", "__value__": size}              bytes
 
-A payload cannot ask for more memory than it brings along: each part's size is checked against the bytes that are left
-before anything is made of it, no byte is used twice, and none may be left over. Nothing is unpickled.
+A payload cannot ask for more memory than it brings along, because each size is checked against the bytes that are left
+before anything is made of them, no byte is used twice, and none may be left over. Nothing is unpickled.
 """
 
 import json
@@ -31,7 +31,7 @@ from .json import encode_json, encode_plain, is_plain
 NAME = "batchery"
 CONTENT_TYPE = "application/x-batchery"
 
-#: What `kombu.utils.json` writes for values that JSON does not have, and we for arrays and bytes.
+#: Marks values that JSON does not have: `kombu.utils.json` writes it for its own types, and we for arrays and bytes.
 TYPE_MARK = b"__type__"
 _END_OF_JSON = b"\0"
 _ARRAY, _TENSOR, _BYTES = "batchery.array", "batchery.tensor", "batchery.bytes"
@@ -54,20 +54,21 @@ def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
 
     Raises:
         ValueError: this is no such payload, or parts of it are missing.
-        Exception: whatever the constructors of kombu's own types raise, and RecursionError.
+        Exception: whatever the constructors of kombu's own types raise; also RecursionError.
     """
     data = payload.encode() if isinstance(payload, str) else bytes(payload)
     end = data.find(_END_OF_JSON)
     text = data if end < 0 else data[:end]
     try:
         value = msgspec.json.decode(text)
-    except msgspec.MsgspecError:  # NaN, lone surrogates: what only Python's JSON reads
+    except msgspec.MsgspecError:  # Python's JSON alone reads NaN and lone surrogates
         value = json.loads(text.decode())
     if end < 0 and TYPE_MARK not in text:
         return value
-    rest = _PayloadReader(memoryview(data)[len(text) + 1 :])
-    value = rest.fill_in(value)
-    rest.check_used()
+    reader = _PayloadReader(memoryview(data)[len(text) + 1 :])
+    value = reader.fill_in(value)
+    if reader.data:
+        raise ValueError(f"The payload has {len(reader.data)} bytes that belong to none of its arrays.")
     return value
 
 
@@ -77,8 +78,7 @@ def encode(value: Any) -> tuple[bytes, Sequence[Any]]:
     if plain is not None:
         return plain, ()
     encoder = _Encoder()
-    text = encoder.encode(value)
-    return text.encode(), encoder.raw
+    return encoder.encode(value).encode(), encoder.raw
 
 
 def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
@@ -87,17 +87,12 @@ def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
 
 
 def join(text: bytes, raw: Sequence[Any]) -> bytes:
-    """Return the payload of some JSON, and of the raw bytes of what stands in it."""
+    """Return the payload of some JSON and of the raw bytes that go behind it."""
     return b"".join((text, _END_OF_JSON, *raw)) if raw else text
 
 
-def register() -> None:
-    """Let kombu, and so Celery, know the serializer."""
-    serialization.register(NAME, dumps, loads, CONTENT_TYPE, "binary")
-
-
 def accept(app: Celery) -> None:
-    """Let `app` read what this serializer writes, tasks and results, unless it has chosen what it reads."""
+    """Let `app` read tasks and results in this serializer, unless the app has chosen what it accepts."""
     if not app.conf.value_set_for("accept_content"):
         app.conf.accept_content = [*app.conf.accept_content, NAME]
 
@@ -110,29 +105,28 @@ class _Encoder(kombu_json.JSONEncoder):
     def default(self, value: Any) -> Any:
         if is_array(value):
             array = encode_array(value)
-            self.raw.append(array.cells)
-            return _tagged(_TENSOR if array.is_torch else _ARRAY, [array.dtype, array.shape])
+            return self._behind(array.cells, _TENSOR if array.is_torch else _ARRAY, [array.dtype, array.shape])
         if isinstance(value, np.bool_ | np.number) and not isinstance(value, np.longdouble | np.clongdouble):
             return value.item()
         if isinstance(value, bytes | bytearray | memoryview):
             data = bytes(value)
-            self.raw.append(data)
-            return _tagged(_BYTES, len(data))
+            return self._behind(data, _BYTES, len(data))
         return super().default(value)
 
-
-def _tagged(kind: str, value: Any) -> dict[str, Any]:
-    return {"__type__": kind, "__value__": value}
+    def _behind(self, raw: Any, kind: str, value: Any) -> dict[str, Any]:
+        """Put raw bytes behind the JSON; return what stands for them within it."""
+        self.raw.append(raw)
+        return {"__type__": kind, "__value__": value}
 
 
 class _PayloadReader:
-    """What follows the JSON: taken part by part, as the JSON is read from left to right."""
+    """Reads the bytes behind the JSON part by part, as the JSON is read from left to right."""
 
     def __init__(self, data: memoryview) -> None:
-        self._data = data
+        self.data = data
 
     def fill_in(self, value: Any) -> Any:
-        """Return `value` with what is tagged in it replaced by what that stands for; kombu's own types, too."""
+        """Return `value` with each tagged dict in it, of ours or kombu's, replaced by what it stands for."""
         if type(value) is list:
             return [self.fill_in(part) if type(part) in _NESTS else part for part in value]
         if type(value) is not dict:
@@ -144,41 +138,27 @@ class _PayloadReader:
 
     def _untagged(self, tagged: dict[str, Any]) -> Any:
         kind, value = tagged["__type__"], tagged["__value__"]
-        if kind in (_ARRAY, _TENSOR):
-            return self._array(value, of_torch=kind == _TENSOR)
-        return bytes(self._take(value)) if kind == _BYTES else kombu_json.object_hook(tagged)
-
-    def check_used(self) -> None:
-        """Raise a ValueError if anything is left."""
-        if self._data:
-            raise ValueError(f"The payload has {len(self._data)} bytes that belong to none of its arrays.")
-
-    def _array(self, value: Any, *, of_torch: bool) -> Any:
+        if kind == _BYTES:
+            return bytes(self._take(value))
+        if kind not in (_ARRAY, _TENSOR):
+            return kombu_json.object_hook(tagged)
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError(f"An array is described by {value!r:.50}: it must be dtype and shape.")
         dtype, shape = value
-        cells = self._take(cell_bytes(dtype, shape, of_torch=of_torch))
-        return decode_array(dtype, shape, cells, of_torch=of_torch)
+        cells = self._take(cell_bytes(dtype, shape, of_torch=kind == _TENSOR))
+        return decode_array(dtype, shape, cells, of_torch=kind == _TENSOR)
 
     def _take(self, size: Any) -> memoryview:
-        if type(size) is not int or not 0 <= size <= len(self._data):
-            raise ValueError(f"The payload ends early: {size!r:.50} bytes are to follow, {len(self._data)} are there.")
-        part, self._data = self._data[:size], self._data[size:]
+        if type(size) is not int or not 0 <= size <= len(self.data):
+            raise ValueError(f"The payload ends early: {size!r:.50} bytes are to follow, {len(self.data)} are there.")
+        part, self.data = self.data[:size], self.data[size:]
         return part
 
 
-class _Summary:
-    def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def __repr__(self) -> str:
-        return f"<{str(self._array.dtype).removeprefix('torch.')} array of shape {tuple(self._array.shape)}>"
-
-
 def summarise(value: Any) -> Any:
-    """Return `value` with its arrays replaced by what can be shown of them at no cost.
+    """Return `value` for logs and monitors: with each array replaced by its dtype and shape.
 
-    For logs and monitors: the `repr` of an array takes milliseconds, however little of it is kept.
+    The `repr` of an array takes milliseconds, even if little of it is kept.
     """
     if is_plain(value):
         return value
@@ -189,4 +169,12 @@ def summarise(value: Any) -> Any:
     return {key: summarise(part) for key, part in value.items()} if type(value) is dict else value
 
 
-register()
+class _Summary:
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __repr__(self) -> str:
+        return f"<{str(self._array.dtype).removeprefix('torch.')} array of shape {tuple(self._array.shape)}>"
+
+
+serialization.register(NAME, dumps, loads, CONTENT_TYPE, "binary")

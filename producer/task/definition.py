@@ -1,12 +1,13 @@
-"""What is checked where a task is defined, so that it fails there and not in a worker."""
+"""Checks a task where it is defined, so that what cannot work fails there and not in a worker."""
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
-from ...configs import TASK_OPTION_NAMES
+from ...configs import TASK_OPTION_NAMES, TaskOptions
 from .. import private
+from .hooks import TaskHooks
 from .signature import CallSignature
 
 
@@ -21,23 +22,20 @@ def error_context(task: Any) -> Iterator[None]:
         raise kind(f"Task {name}: {error}") from error
 
 
-def read_definition(task_class: Any, root: Any) -> tuple[CallSignature, bool]:
-    """Return the signature of one call, and whether `run` gets its parameters as columns.
-
-    `root` is the class that defines none of the functions read here: `BatchTask`.
-    """
-    if private.uses_pydantic(task_class):
+def read_definition(task_class: Any) -> tuple[CallSignature, bool]:
+    """Return the signature of one call, and whether `run` gets its parameters as columns."""
+    if private.pydantic_dump(task_class) is not None:
         raise TypeError(
             "pydantic=True validates one call, but this function gets whole batches. "
             "Write a BatchTask class and validate in its preprocess()."
         )
     found = {name: inspect.getattr_static(task_class, name) for name in ("preprocess", "preprocess_many", "run")}
-    given = [name for name, attribute in found.items() if attribute is not vars(root)[name]]
+    given = [name for name, attribute in found.items() if attribute is not vars(TaskHooks)[name]]
     source = given[0] if given else "preprocess"
     signature = CallSignature(found[source])
     if source == "run" or "preprocess_many" in given:
         signature.require_columns("the function" if source == "run" else source)
-    if "run" in given and source != "run" and task_class.predict is root.predict:
+    if "run" in given and source != "run" and task_class.predict is TaskHooks.predict:
         _check_takes_batch(CallSignature(found["run"]), source)
     return signature, source == "run" and signature.many
 
@@ -58,26 +56,16 @@ def check_budget(task: Any, max_batch_tokens: int | None) -> None:
         )
 
 
-def check_acknowledgement(task_class: Any) -> None:
-    """Raise a TypeError if the task is to be acknowledged before it has run."""
+def check_options(task_class: Any) -> None:
+    """Raise a TypeError or ValueError if the task has an option that is not possible."""
     if not task_class.acks_late:
         raise TypeError(
             f"acks_late = {task_class.acks_late!r} is not possible: a job is acknowledged with its result, or a worker "
             "that dies would lose its batch. Leave acks_late out."
         )
+    read_options(task_class)
 
 
-def annotated_options(task_class: Any) -> Set[str]:
-    """Return the names of the batching options that the app's `task_annotations` set for a bound class."""
-    return {name for annotation in private.annotations(task_class) for name in annotation} & {*TASK_OPTION_NAMES}
-
-
-def option_sources(task: Any, root: Any) -> dict[str, str]:
-    """Return where each batching option of `task` comes from; `root` is the class with the defaults: `BatchTask`."""
-    sources = dict.fromkeys(TASK_OPTION_NAMES, "default")
-    classes = type(task).__mro__
-    for owner in reversed(classes[: classes.index(root)]):
-        for name in vars(owner).keys() & sources:
-            # Celery writes annotations into the class: an inherited one is written in the class it was meant for.
-            sources[name] = "task_annotations" if name in vars(owner).get("_annotated", ()) else "code"
-    return sources | dict.fromkeys(vars(task).keys() & sources, "code")
+def read_options(task: Any) -> TaskOptions:
+    """Return the batching options of a task or a class of tasks, checked."""
+    return TaskOptions(**{name: getattr(task, name) for name in TASK_OPTION_NAMES})

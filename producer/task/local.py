@@ -1,25 +1,35 @@
-"""One call by itself, where no engine is: called directly, eagerly, or in a worker that takes tasks one by one."""
+"""Calls that run here and now, without an engine: called directly, eagerly, or in a worker that batches nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...batchers.forward import forward
 from .. import private
+from .signature import attempt
 
 
-class SingleCall:
-    """Stands in for a task while Celery puts its `autoretry_for` around `run`, which here is one call and no batch."""
+def run_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a batch of one call; return its result, or raise its error when `autoretry_for` asks for no other try."""
 
-    _task: Any
+    def run(*args: Any, **kwargs: Any) -> Any:
+        (answer,) = run_calls(task, [(args, kwargs)])
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
-    def __init__(self, task: Any, run: Callable[..., Any]) -> None:
-        """Retry `run(*args, **kwargs)` as `task`'s options say."""
-        self.__dict__.update(_task=task, run=run)
-        private.add_autoretry_behaviour(self)
+    return (private.retried(task, run) if task.autoretry_for else run)(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == private.ORIGINAL_RUN:  # where it is, Celery puts nothing around `run`
-            raise AttributeError(name)
-        return getattr(self._task, name)
 
-    def __delattr__(self, name: str) -> None:
-        delattr(self._task, name)
+def run_calls(task: Any, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
+    """Run one batch; return a result for each call, an exception instance for each that failed."""
+    device = task.ensure_loaded()
+    items = task.prepare_many(calls)
+    outputs = map_sound(lambda sound: forward(task, sound, device, task.preferred_batch_sizes), items)
+    return [out if isinstance(out, BaseException) else attempt(task.postprocess, out) for out in outputs]
+
+
+def map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
+    """Return `items` with those that are no exceptions replaced by what `function` makes of them."""
+    sound = [item for item in items if not isinstance(item, BaseException)]
+    answers = iter(function(sound) if sound else [])
+    return [item if isinstance(item, BaseException) else next(answers) for item in items]

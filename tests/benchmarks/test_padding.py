@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 import pytest
-from batchery.batchers.planning.cost import CostModel, linear_cost
+from batchery.batchers.planning.cost import CostModel
 
 from benchmarks import padding
 from benchmarks.padding import DISTRIBUTIONS, SIZE, batchery, first_come, fixed_buckets, optimum, sorted_windows
+from tests.support.planning import linear_cost
 
 
 @pytest.fixture(scope="module")

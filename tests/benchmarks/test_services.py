@@ -24,6 +24,7 @@ def test_wait_until_says_what_it_waited_for() -> None:
         wait_until(lambda: False, "the moon", timeout=0.02)
 
 
+@pytest.mark.redis
 def test_an_embedded_server_leaves_nothing_even_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt), valkey(maxmemory="8mb") as url:
         assert redis.Redis.from_url(url).config_get("maxmemory") == {"maxmemory": "8388608"}
@@ -32,6 +33,7 @@ def test_an_embedded_server_leaves_nothing_even_after_an_error() -> None:
         redis.Redis.from_url(url).ping()
 
 
+@pytest.mark.redis
 def test_a_killed_server_comes_back_with_what_it_had_saved() -> None:
     server = Valkey(appendonly="yes", appendfsync="always")
     try:
@@ -46,6 +48,7 @@ def test_a_killed_server_comes_back_with_what_it_had_saved() -> None:
     assert not server.directory.exists()
 
 
+@pytest.mark.redis
 def test_a_server_that_dies_at_once_is_an_error_with_its_own_words() -> None:
     with pytest.raises(ServiceError, match="Bad directive"), valkey(no_such_option=1):
         pass
@@ -87,6 +90,7 @@ def test_a_killed_worker_takes_its_children_along(start_worker: Callable[..., Wo
     assert worker.wait() == -9
 
 
+@pytest.mark.worker
 def test_a_worker_that_cannot_start_is_an_error_with_its_own_words(redis_url: str, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="no_such_app"), celery_worker("no_such_app", redis_url):
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +84,13 @@ def client(worker: Worker, module_client: redis.Redis) -> redis.Redis:
 
 
 @pytest.fixture
-def start(redis_url: str) -> Iterator[StartWorker]:
+def start(start_worker: StartWorker) -> StartWorker:
     """`start(env=…, args=…)`: a worker of this test's own."""
-    with ExitStack() as stack:
 
-        def start(app_path: str = APP, url: str = redis_url, **options: Any) -> Worker:
-            return stack.enter_context(celery_worker(app_path, url, **options))
+    def start_app(app_path: str = APP, **options: Any) -> Worker:
+        return start_worker(app_path, **options)
 
-        yield start
+    return start_app
 
 
 @pytest.fixture

@@ -294,7 +294,6 @@ def test_an_expiry_an_hour_off_is_taken_at_its_word_as_by_celery(app: Celery) ->
 # -- Large messages ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_messages_of_50_mb_are_served_one_by_one_and_hold_up_no_other_task(app: Celery, client: redis.Redis) -> None:
     """Each is more than all that this worker is to hold of one task."""
     text = "x" * (50 * MB)

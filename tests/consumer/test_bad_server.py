@@ -89,6 +89,7 @@ def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_agai
     wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
 def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves(refuses: str) -> None:
     """As a stock worker: Celery itself writes before it consumes."""
@@ -109,6 +110,7 @@ def test_a_worker_that_starts_on_a_server_that_refuses_writes_says_so_and_leaves
         server.close()
 
 
+@pytest.mark.worker
 def test_a_worker_that_starts_before_its_server_serves_once_that_is_there() -> None:
     server = Valkey()
     worker = Worker(APP, args=(), env={"REDIS_URL": server.url})

@@ -152,6 +152,7 @@ def test_sigterm_gives_back_what_waits_for_its_time(
     assert not unsettled(redis_client)
 
 
+@pytest.mark.worker
 def test_a_restarted_server_loses_nothing(gate: Gate) -> None:
     server = Valkey(appendonly="yes", appendfsync="always")
     try:

@@ -44,6 +44,7 @@ app.register_task(Slow())
 """
 
 
+@pytest.mark.worker
 @pytest.mark.leaves_leases
 def test_a_worker_is_ready_once_its_models_are_loaded_and_not_while_its_batch_hangs(
     redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -133,6 +133,7 @@ def service(services: dict[str, Service], request: pytest.FixtureRequest) -> Ser
     return service
 
 
+@pytest.mark.worker
 def test_results_come_back_through_any_backend(service: Service) -> None:
     add = service.app.tasks["add"]
     results = list(add.delay_many([(index, 1) for index in range(40)]))
@@ -144,12 +145,14 @@ def test_results_come_back_through_any_backend(service: Service) -> None:
     wait_until(service.settled, "every message is settled", WAIT)
 
 
+@pytest.mark.worker
 def test_a_chord_is_called_back_through_any_backend(service: Service) -> None:
     add, total = service.app.tasks["add"], service.app.tasks["total"]
     assert chord(add.s(index, 1) for index in range(20))(total.s()).get(timeout=WAIT) == sum(range(1, 21))
     wait_until(service.settled, "every message is settled", WAIT)
 
 
+@pytest.mark.worker
 def test_an_ignored_result_is_in_no_backend(service: Service) -> None:
     ignored = service.app.tasks["echo"].apply_async(("ignored",), ignore_result=True)
     assert service.app.tasks["echo"].delay("wanted").get(timeout=WAIT) == "wanted"
@@ -157,6 +160,7 @@ def test_an_ignored_result_is_in_no_backend(service: Service) -> None:
     assert service.app.AsyncResult(ignored.id).state == "PENDING"
 
 
+@pytest.mark.worker
 def test_a_job_is_received_once_whatever_the_backend(service: Service) -> None:
     result = service.app.tasks["echo"].delay(1)
     assert result.get(timeout=WAIT) == 1
@@ -166,6 +170,7 @@ def test_a_job_is_received_once_whatever_the_backend(service: Service) -> None:
     assert seen(service.client, "task_received").count(signal) == 1
 
 
+@pytest.mark.worker
 def test_extended_results_say_what_celerys_own_say(services: dict[str, Service]) -> None:
     app = services["extended"].app
     batched, plain = app.tasks["echo"].delay(1), app.tasks["plain"].delay(1)
@@ -187,6 +192,7 @@ def test_extended_results_say_what_celerys_own_say(services: dict[str, Service])
     assert (failed.name, failed.args, failed.kwargs) == ("add", ["bad"], {"ys": 1})
 
 
+@pytest.mark.worker
 def test_a_result_that_no_backend_can_carry_fails_alone(service: Service) -> None:
     results = list(service.app.tasks["unserializable"].delay_many(["a", "bad", "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]

@@ -34,6 +34,7 @@ def conf(**values: Any) -> str:
     return json.dumps(values)
 
 
+@pytest.mark.worker
 def test_a_forked_pool_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw("-P", "processes")
     assert worker.wait(timeout=15) != 0
@@ -41,6 +42,7 @@ def test_a_forked_pool_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     assert "-P threads" in worker.log
 
 
+@pytest.mark.worker
 def test_a_forked_pool_that_the_app_asks_for_is_refused(start_raw: StartRaw) -> None:
     worker = start_raw(CONF=conf(worker_pool="prefork"))
     assert worker.wait(timeout=15) != 0
@@ -56,7 +58,7 @@ def test_a_pool_that_can_work_does(start: StartWorker, caller: Celery, pool: str
 
 def test_a_pool_that_the_app_asks_for_is_left_alone(start: StartWorker, caller: Celery) -> None:
     start(env={"CONF": conf(worker_pool="solo")})
-    (stats,) = caller.control.inspect().stats().values()
+    (stats,) = caller.control.inspect(limit=1).stats().values()
     assert "solo" in stats["pool"]["implementation"]
 
 
@@ -64,16 +66,18 @@ def test_a_pool_that_the_app_asks_for_is_left_alone(start: StartWorker, caller: 
 def test_without_any_choice_plain_tasks_run_in_threads(start: StartWorker, caller: Celery, args: Sequence[str]) -> None:
     """Celery cannot tell `-P prefork`, its default, from no choice, and takes the pool that `setup` has set."""
     start(args=args)
-    (stats,) = caller.control.inspect().stats().values()
+    (stats,) = caller.control.inspect(limit=1).stats().values()
     assert "thread" in stats["pool"]["implementation"]
 
 
+@pytest.mark.worker
 def test_a_broker_that_is_not_redis_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw(REDIS_URL="memory://", RESULTS_URL="cache+memory://")
     assert worker.wait(timeout=15) != 0
     assert "Batchery claims from Redis or Valkey" in worker.log
 
 
+@pytest.mark.worker
 def test_celerys_own_consumer_is_refused_with_the_reason(start_raw: StartRaw) -> None:
     worker = start_raw(CONF=conf(worker_consumer="celery.worker.consumer:Consumer"))
     assert worker.wait(timeout=15) != 0
@@ -83,6 +87,7 @@ def test_celerys_own_consumer_is_refused_with_the_reason(start_raw: StartRaw) ->
 LOAD_ERRORS = ["RuntimeError", "FileNotFoundError", "ConnectionError", "KeyError", "SystemExit"]
 
 
+@pytest.mark.worker
 @pytest.mark.parametrize("error", LOAD_ERRORS)
 def test_a_model_that_does_not_load_ends_its_worker_which_consumes_nothing(
     start_raw: StartRaw, redis_url: str, redis_client: redis.Redis, error: str

@@ -1,15 +1,18 @@
 """When the next batch is put together, and when it is opened again, without threads."""
 
+from typing import Any
+
 import pytest
 from batchery.batchers import Batch, Job
 from batchery.configs import TaskOptions
+from batchery.worker.engine.job_table import TaskState
 from batchery.worker.engine.open_plan import OpenPlan
-from batchery.worker.engine.scheduler import NEVER, Scheduler, TaskState
+from batchery.worker.engine.scheduler import NEVER, Scheduler
 
 NOW = 100.0
 
 
-def plan_of(ms: float, **options: int) -> tuple[OpenPlan, Scheduler]:
+def plan_of(ms: float, **options: Any) -> tuple[OpenPlan, Scheduler]:
     """A plan for one task, whose batches of one are known to take `ms` milliseconds."""
     task = TaskState.create(TaskOptions(**{"max_batch_size": 1, **options}), 1000)
     for _ in range(5):
@@ -51,7 +54,7 @@ def test_the_next_batch_is_put_together_just_in_time_where_that_is_worth_a_threa
         come(plan, job(1))
     assert plan.collates_ahead is (ahead_s is not None)
     assert plan.collate_at == (pytest.approx(NOW + ahead_s, abs=1e-3) if ahead_s else NEVER)
-    scheduler.ran(batch.jobs)
+    scheduler.move("ran", batch.jobs)
     batch.finished_at = NOW + 1
     scheduler.finished(batch, whole=True, more=False)
     plan.finished()

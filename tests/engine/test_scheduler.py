@@ -9,7 +9,8 @@ import pytest
 from batchery.batchers import Batch, Job, JobState
 from batchery.configs import TaskOptions
 from batchery.worker.engine import Capacity
-from batchery.worker.engine.scheduler import MOVES, Scheduler, TaskState
+from batchery.worker.engine.job_table import MOVES, TaskState
+from batchery.worker.engine.scheduler import Scheduler
 from batchery.worker.engine.stats import Stats
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -34,12 +35,14 @@ def job(seq: int, task: str = "a", **fields: Any) -> Job:
 def prepare(scheduler: Scheduler, jobs: Iterable[Job]) -> None:
     """Let jobs come in and wait."""
     jobs = list(jobs)
-    scheduler.claimed(jobs)
-    scheduler.prepared(jobs, NOW)
+    for task in {job.task for job in jobs}:
+        group = [job for job in jobs if job.task == task]
+        scheduler.claimed(group)
+        scheduler.prepared(group, NOW)
 
 
 def give_back(scheduler: Scheduler, jobs: list[Job]) -> None:
-    scheduler.returned(jobs)
+    scheduler.move("returned", jobs)
     scheduler.left(jobs, "given back")
 
 
@@ -195,7 +198,7 @@ def test_batches_are_counted_with_their_sizes_padding_and_times() -> None:
         assert batch is not None
         scheduler.started(batch, NOW + 1)
         assert batch.started_at == NOW + 1
-        scheduler.ran(batch.jobs)
+        scheduler.move("ran", batch.jobs)
         batch.finished_at = NOW + 3
         scheduler.finished(batch, whole=True, more=False)
         scheduler.settled(batch, NOW + 3.5)
@@ -251,11 +254,11 @@ def test_a_move_that_the_table_does_not_have_is_refused(move: str, sources: list
         one = job(1)
         one.state = state
         if state in sources:
-            scheduler._move(move, [one])
+            scheduler.move(move, [one])
             assert one.state is target
         else:
             with pytest.raises(RuntimeError, match=f"Job 1 is {state.name} and cannot be {move}"):
-                scheduler._move(move, [one])
+                scheduler.move(move, [one])
 
 
 def test_preprocess_threads_get_the_jobs_that_were_claimed_first() -> None:
@@ -264,7 +267,8 @@ def test_preprocess_threads_get_the_jobs_that_were_claimed_first() -> None:
     for group in (first, second, third):
         scheduler.claimed(group)
         scheduler.tasks[group[0].task].unprepared.append(group)
-    assert [scheduler.next_unprepared() for _ in range(4)] == [first, second, third, []]
+    assert [scheduler.next_unprepared() for _ in range(3)] == [first, second, third]
+    assert not scheduler.has_unprepared
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -288,9 +292,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     def leave(self, jobs: list[Job], move: str) -> None:
         if move == "given back" and any(job.state is not JobState.RETURNING for job in jobs):
-            self.scheduler.returned(jobs)
+            self.scheduler.move("returned", jobs)
         self.scheduler.left(jobs, move)
         self.left += jobs
+
+    def prepared(self, jobs: list[Job]) -> None:
+        for task in "ab":
+            if group := sorted((job for job in jobs if job.task == task), key=lambda job: job.seq):
+                self.scheduler.prepared(group, self.now)
+        self.waiting += jobs
 
     @rule(data=st.data())
     def claim(self, data: Any) -> None:
@@ -313,14 +323,13 @@ class AnyOrder(RuleBasedStateMachine):
         jobs = data.draw(st.permutations(self.unprepared))[: data.draw(st.integers(0, 5))]
         self.unprepared = [job for job in self.unprepared if job not in jobs]
         failed = jobs[: data.draw(st.integers(0, 1))]
-        self.scheduler.failed(failed)
+        self.scheduler.move("failed", failed)
         self.settling += failed
         sound = jobs[len(failed) :]
         if self.scheduler.draining:
             self.leave(sound, "given back")
         else:
-            self.scheduler.prepared(sound, self.now)
-            self.waiting += sound
+            self.prepared(sound)
 
     @precondition(lambda self: self.running is None)
     @rule(withdrawn=st.integers(0, 1))
@@ -356,7 +365,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         assert self.running is not None
-        self.scheduler.ran(self.running.jobs)
+        self.scheduler.move("ran", self.running.jobs)
         self.running.finished_at = self.now
         self.scheduler.finished(self.running, whole=True, more=False)
         self.settling += self.running.jobs
@@ -407,8 +416,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.scheduler.draining:
             self.leave(jobs, "given back")
         else:
-            self.scheduler.prepared(jobs, NOW)
-            self.waiting += jobs
+            self.prepared(jobs)
         while self.waiting or self.running:
             if self.running is None:
                 self.run(0)

@@ -70,7 +70,7 @@ def test_calling_a_task_runs_a_batch_of_one(embed: Embed, add: BatchTask) -> Non
     assert add(1, others=2, offset=0) == 3
 
 
-def test_what_a_call_raises_is_raised(embed: Embed) -> None:
+def test_a_direct_call_raises_its_error(embed: Embed) -> None:
     with pytest.raises(ValueError, match="no text"):
         embed("")
     with pytest.raises(TypeError):
@@ -83,7 +83,7 @@ def test_run_batch_runs_one_batch_and_returns_a_result_for_each_item_in_order(em
     assert embed.run_batch(text for text in "ab") == [97, 98]
 
 
-def test_in_run_batch_what_fails_alone_stands_in_its_place(embed: Embed, add: BatchTask) -> None:
+def test_run_batch_returns_an_exception_in_the_place_of_each_failed_item(embed: Embed, add: BatchTask) -> None:
     first, bad, last = embed.run_batch(["a", "", "b"])
     assert (first, last) == (97, 98)
     assert isinstance(bad, ValueError)
@@ -96,7 +96,7 @@ def test_run_is_the_raw_function_of_the_decorator_form(add: Any) -> None:
     assert add.run([1, 2], [3, 4], [0, 0]) == [4, 6]
 
 
-def test_an_exception_in_a_slot_is_that_items(app: Celery) -> None:
+def test_an_exception_in_an_output_slot_fails_that_item_alone(app: Celery) -> None:
     @app.task(base=BatchTask)
     def check(numbers: list[int]) -> list[Any]:
         return [ValueError(f"{number} is odd") if number % 2 else number for number in numbers]
@@ -157,7 +157,7 @@ def test_a_bound_function_gets_the_task_first(app: Celery) -> None:
         ({"a": 1}, {"a": 1}),
     ],
 )
-def test_a_result_is_what_json_can_carry(app: Celery, output: Any, result: Any) -> None:
+def test_arrays_in_a_result_become_lists_and_numbers_for_json(app: Celery, output: Any, result: Any) -> None:
     @app.task(base=BatchTask)
     def constant(items: list[int]) -> list[Any]:
         return [output for _ in items]
@@ -170,7 +170,7 @@ def test_a_result_is_what_json_can_carry(app: Celery, output: Any, result: Any) 
 @pytest.mark.parametrize(
     "output", [np.ones(1, np.complex64), torch.ones(1, dtype=torch.complex64), {"a": np.complex64(1)}]
 )
-def test_complex_results_are_refused_by_name_for_json_has_no_such_numbers(app: Celery, output: Any) -> None:
+def test_complex_results_are_refused_because_json_has_no_such_numbers(app: Celery, output: Any) -> None:
     @app.task(base=BatchTask)
     def constant(items: list[int]) -> list[Any]:
         return [output for _ in items]
@@ -184,7 +184,7 @@ def test_complex_results_are_refused_by_name_for_json_has_no_such_numbers(app: C
 @pytest.mark.parametrize(
     "output", [np.ones(2, np.complex64), torch.ones(2, dtype=torch.bfloat16), {"ids": np.arange(2)}, "text", 1.5]
 )
-def test_where_results_are_serialized_with_arrays_they_stay_what_they_are(app: Celery, output: Any) -> None:
+def test_results_stay_arrays_if_the_result_serializer_carries_arrays(app: Celery, output: Any) -> None:
     app.conf.result_serializer = "batchery"
 
     @app.task(base=BatchTask)
@@ -221,14 +221,14 @@ def test_many_items_are_prepared_at_once_with_a_list_for_each_parameter() -> Non
     assert task(4) == 41
 
 
-def test_preparing_many_may_fail_for_some_by_an_exception_in_their_place() -> None:
+def test_preprocess_many_may_return_an_exception_in_the_place_of_an_item() -> None:
     one, zero, two = Vectorised().run_batch([1, 0, 2])
     assert (one, str(zero), two) == (11, "zero", 21)
     with pytest.raises(ValueError, match="zero"):
         Vectorised()(0)
 
 
-def test_preparing_many_that_raises_is_repeated_one_by_one() -> None:
+def test_preprocess_many_that_raises_is_repeated_item_by_item() -> None:
     task = Vectorised()
     one, bad, two = task.run_batch([1, 13, 2])
     assert (one, str(bad), two) == (11, "13 brings bad luck", 21)
@@ -244,7 +244,7 @@ def test_calls_with_wrong_arguments_are_left_out_when_many_are_prepared() -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_preparing_another_number_of_items_is_an_error_for_all_and_never_a_shift(app: Celery, count: int) -> None:
+def test_preprocess_many_with_a_wrong_number_of_items_fails_every_call(app: Celery, count: int) -> None:
     @app.task(base=BatchTask, preprocess_many=lambda numbers: [0] * count)
     def echo(items: list[int]) -> list[int]:
         return items
@@ -355,7 +355,7 @@ def test_a_message_is_celerys_own_and_says_when_it_was_sent(embed: Embed, publis
     assert isinstance(message[ENQUEUED_AT], float)
 
 
-def test_a_time_of_sending_that_is_there_already_stays(embed: Embed, published: list[dict[str, Any]]) -> None:
+def test_a_callers_own_time_of_sending_is_kept(embed: Embed, published: list[dict[str, Any]]) -> None:
     embed.apply_async(("a",), headers={ENQUEUED_AT: 12.5})
     assert published[0][ENQUEUED_AT] == 12.5
 
@@ -431,7 +431,7 @@ def test_autoretry_for_does_not_wrap_the_batch(app: Celery) -> None:
     assert task.run_batch([1, 2]) == [1, 2]
 
 
-def test_autoretry_for_retries_each_call_as_in_celery_where_no_engine_is(app: Celery) -> None:
+def test_autoretry_for_retries_each_call_as_in_celery_without_an_engine(app: Celery) -> None:
     fails = Fails(2)
     assert retrying(app, fails).apply((5,)).get() == 5
     assert fails.calls == 3
@@ -445,7 +445,7 @@ def test_autoretry_for_gives_up_as_in_celery(app: Celery) -> None:
     assert fails.calls == 3
 
 
-def test_a_direct_call_raises_what_it_would_retry_for(app: Celery) -> None:
+def test_a_direct_call_raises_an_error_that_autoretry_for_lists(app: Celery) -> None:
     fails = Fails(1)
     task = retrying(app, fails)
     with pytest.raises(ConnectionError, match="not yet"):

@@ -1,4 +1,4 @@
-"""What cannot work is refused where the task is defined, with the task's name and the reason."""
+"""A task that cannot work is refused where it is defined, with its name and the reason."""
 
 import functools
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def without_parameters() -> list[Any]:
 # -- Refused -----------------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"max_batch_size": 0}, "max_batch_size = 0 is not possible: it must be a whole number from 1 up"),
+    ({"max_batch_size": 0}, "max_batch_size = 0 is not possible: it must be a whole number from 1 to 65,536"),
     ({"max_batch_tokens": "many"}, "max_batch_tokens = 'many' is not possible"),
     ({"max_wait_ms": -1}, "max_wait_ms = -1 is not possible"),
     ({"acks_late": False}, "acks_late = False is not possible: a job is acknowledged with its result"),
@@ -103,7 +103,7 @@ def test_a_function_without_parameters_is_refused(app: Celery) -> None:
 
 
 def lambda_named(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Celery itself cannot make a task of a function that has no proper name."""
+    """Name a lambda, because Celery itself makes no task of a function without a proper name."""
     function.__name__ = "function"
     return function
 
@@ -158,7 +158,7 @@ def test_a_task_knows_where_each_option_comes_from(app: Celery) -> None:
     assert task.options.max_wait_ms == 3
 
 
-def test_annotations_for_all_tasks_count_as_such(app: Celery) -> None:
+def test_options_annotated_for_all_tasks_come_from_task_annotations(app: Celery) -> None:
     app.conf.task_annotations = {"*": {"max_batch_size": 7}}
     assert decorate(app).option_sources["max_batch_size"] == "task_annotations"
 
@@ -239,7 +239,7 @@ def test_a_function_given_as_an_option_does_not_turn_into_a_method(app: Celery, 
     assert define(length=staticmethod(length))().item_length("four") == 4
 
 
-def test_it_does_not_turn_into_one_even_if_its_parameter_is_called_self(app: Celery) -> None:
+def test_a_function_given_as_an_option_may_call_its_parameter_self(app: Celery) -> None:
     assert decorate(app, length=count_self).item_length("four") == 4
 
 

@@ -1,4 +1,4 @@
-"""Where a model goes if nobody says where."""
+"""The device that "auto" chooses for a model."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ from batchery.producer.task.device import resolve_device
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only file by which a GPU's driver can be known; it is not there yet."""
+    """The only file that shows a GPU's driver; it does not exist yet."""
     path = tmp_path / "driver"
     monkeypatch.setattr(device, "_DRIVERS", (path,))
     monkeypatch.setattr(sys, "platform", "linux")
@@ -21,18 +21,18 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:1", "mps"])
-def test_a_device_that_is_named_is_taken(name: str) -> None:
+def test_a_named_device_is_used(name: str) -> None:
     assert resolve_device(name) == name
 
 
 @pytest.mark.usefixtures("driver")
-def test_without_a_driver_it_is_the_cpu_and_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_the_cpu_without_a_driver_and_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     assert resolve_device("auto") == "cpu"
 
 
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_with_a_driver_torch_is_asked(
+def test_torch_is_asked_where_there_is_a_driver(
     available: bool, expected: str, driver: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver.touch()
@@ -41,13 +41,13 @@ def test_with_a_driver_torch_is_asked(
 
 
 @pytest.mark.usefixtures("driver")
-def test_elsewhere_than_on_linux_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_asked_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto") == "cuda"
 
 
-def test_without_torch_it_is_the_cpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_the_cpu_without_torch(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert resolve_device("auto") == "cpu"

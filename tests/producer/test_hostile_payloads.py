@@ -1,4 +1,4 @@
-"""Payloads that nobody honest wrote: a clear error or a value, and never more memory than the bytes are worth."""
+"""Payloads that are meant to harm give a clear error or a value, and take no more memory than their size allows."""
 
 from __future__ import annotations
 
@@ -141,5 +141,5 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 @given(payload=mutants() | st.binary())
-def test_a_mutated_payload_is_a_value_or_an_error_and_takes_no_more_memory_than_it_is_worth(payload: bytes) -> None:
+def test_a_mutated_payload_is_a_value_or_an_error_and_takes_no_more_memory_than_its_size_allows(payload: bytes) -> None:
     load_within_bounds(payload)

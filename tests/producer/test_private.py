@@ -146,15 +146,10 @@ def private_attributes(file: Path) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             yield node.name, True
-        elif isinstance(node, ast.AnnAssign | ast.Assign):
-            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, True
-                elif isinstance(target, ast.Attribute):
-                    yield target.attr, True
         elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
-            yield node.attr, False
+            yield node.attr, isinstance(node.ctx, ast.Store)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, True
 
 
 #: The folders whose files use private names through producer/private.py only.

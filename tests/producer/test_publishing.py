@@ -1,4 +1,4 @@
-"""What goes the short way to Redis is what Celery and kombu would send; what cannot goes their way."""
+"""The fast path to Redis sends what Celery and kombu would send; calls that it does not take go through kombu."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import create_autospec
 
 import celery
 import numpy as np
@@ -50,8 +51,8 @@ def echo(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def kombus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What each message was serialized by that went kombu's way."""
+def by_kombu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The serializer of each message that kombu sent."""
     went: list[str] = []
     prepare = Producer._prepare
 
@@ -63,13 +64,13 @@ def kombus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return went
 
 
-def celerys(task: Any, args: tuple[Any, ...], **options: Any) -> None:
-    """Call a task as Celery does it by itself."""
+def call_as_celery(task: Any, args: tuple[Any, ...], **options: Any) -> None:
+    """Call a task as Celery does without Batchery."""
     celery.Task.apply_async(task, args, **{**options, "headers": {ENQUEUED_AT: 1.5, **options.get("headers", {})}})
 
 
 def published(client: redis.Redis) -> dict[str, Any]:
-    """The oldest message of whatever queue there is, without what tells it from its like."""
+    """The oldest message of the only queue, without its ids and times."""
     (queue,) = [key for key in client.scan_iter() if not key.startswith(b"_kombu.")]
     raw: Any = client.rpop(queue)
     message: dict[str, Any] = kombu_json.loads(raw)
@@ -84,16 +85,16 @@ def published(client: redis.Redis) -> dict[str, Any]:
         properties["expiration"] = round(float(properties["expiration"]), -4)
         headers["expires"] = headers["expires"][:10]
     message["queue"] = queue
-    message["ordinary"] = decode(raw, ACCEPT) is not None
+    message["is_fast_call"] = decode(raw, ACCEPT) is not None
     # Arrays are not simply equal; their text shows three cells from either end.
     message["body"] = repr(loads(base64.b64decode(message["body"])))
     return message
 
 
-# --- The short way ----------------------------------------------------------------------------------------------------
+# --- The fast path ----------------------------------------------------------------------------------------------------
 
 
-ORDINARY: dict[str, dict[str, Any]] = {
+FAST: dict[str, dict[str, Any]] = {
     "nothing": {},
     "a priority": {"priority": 6},
     "an expiry": {"expires": NOW},
@@ -109,19 +110,19 @@ ORDINARY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", ORDINARY.values(), ids=ORDINARY)
+@pytest.mark.parametrize("options", FAST.values(), ids=FAST)
 def test_a_call_publishes_what_celery_would(
-    echo: Any, redis_client: redis.Redis, kombus: list[str], options: dict[str, Any]
+    echo: Any, redis_client: redis.Redis, by_kombu: list[str], options: dict[str, Any]
 ) -> None:
-    celerys(echo, ARGS, **options)
+    call_as_celery(echo, ARGS, **options)
     theirs = published(redis_client)
-    assert len(kombus) == 1
+    assert len(by_kombu) == 1
     echo.apply_async(ARGS, **options)
     assert published(redis_client) == theirs
-    assert len(kombus) == 1
+    assert len(by_kombu) == 1
 
 
-@pytest.mark.parametrize("options", ORDINARY.values(), ids=ORDINARY)
+@pytest.mark.parametrize("options", FAST.values(), ids=FAST)
 def test_many_calls_publish_what_single_calls_would(
     echo: Any, redis_client: redis.Redis, options: dict[str, Any]
 ) -> None:
@@ -135,15 +136,15 @@ def test_many_calls_publish_what_single_calls_would(
 @pytest.mark.parametrize("options", [{}, {"argsrepr": "hidden"}], ids=["shown", "hidden"])
 @pytest.mark.parametrize("item", [VECTOR, {"ids": VECTOR, "raw": b"\0"}, [NOW, float("nan")]], ids=repr)
 def test_calls_with_arrays_publish_what_celery_would(
-    redis_url: str, redis_client: redis.Redis, kombus: list[str], item: Any, options: dict[str, Any]
+    redis_url: str, redis_client: redis.Redis, by_kombu: list[str], item: Any, options: dict[str, Any]
 ) -> None:
     with echo_task(redis_url, serializer="batchery") as echo:
-        celerys(echo, (item,), **{"argsrepr": saferepr(summarise((item,))), **options})
+        call_as_celery(echo, (item,), **{"argsrepr": saferepr(summarise((item,))), **options})
         theirs = published(redis_client)
         echo.apply_async((item,), **options)
         echo.delay_many([item], **options)
         assert [published(redis_client) for _ in range(2)] == [theirs, theirs]
-        assert len(kombus) == 1
+        assert len(by_kombu) == 1
 
 
 def test_signals_of_publishing_are_sent_and_may_change_the_headers(echo: Any, redis_client: redis.Redis) -> None:
@@ -163,13 +164,13 @@ def test_signals_of_publishing_are_sent_and_may_change_the_headers(echo: Any, re
     assert len(marked) == len(sent)
 
 
-def test_the_prefix_of_keys_is_kept(redis_url: str, redis_client: redis.Redis, kombus: list[str]) -> None:
+def test_the_prefix_of_keys_is_kept(redis_url: str, redis_client: redis.Redis, by_kombu: list[str]) -> None:
     with echo_task(redis_url) as echo:
         echo.app.conf.broker_transport_options = {"global_keyprefix": "mine:"}
         echo.delay(1)
         echo.delay_many([2, 3])
     assert redis_client.llen("mine:celery") == 3
-    assert not kombus
+    assert not by_kombu
 
 
 def test_declared_queues_are_bound_once(redis_url: str, redis_client: redis.Redis) -> None:
@@ -181,9 +182,9 @@ def test_declared_queues_are_bound_once(redis_url: str, redis_client: redis.Redi
     assert redis_client.scard("_kombu.binding.topics") == 1
 
 
-# --- Kombu's way ------------------------------------------------------------------------------------------------------
+# --- Through kombu ----------------------------------------------------------------------------------------------------
 
-UNUSUAL: dict[str, dict[str, Any]] = {
+NOT_FAST: dict[str, dict[str, Any]] = {
     "compression": {"compression": "gzip"},
     "another serializer": {"serializer": "pickle"},
     "an odd priority": {"priority": 12},
@@ -193,42 +194,69 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", UNUSUAL.values(), ids=UNUSUAL)
-def test_what_is_unusual_goes_kombus_way(
-    echo: Any, redis_client: redis.Redis, kombus: list[str], options: dict[str, Any]
+@pytest.mark.parametrize("options", NOT_FAST.values(), ids=NOT_FAST)
+def test_calls_that_the_fast_path_does_not_take_go_through_kombu(
+    echo: Any, redis_client: redis.Redis, by_kombu: list[str], options: dict[str, Any]
 ) -> None:
     echo.apply_async(ARGS, **options)
     echo.delay_many([*ARGS, *ARGS], **options)
-    assert len(kombus) == 3
+    assert len(by_kombu) == 3
     assert sum(redis_client.llen(key) for key in redis_client.scan_iter("celery*")) == 3
 
 
-def test_a_producer_of_the_callers_own_is_used(echo: Any, redis_client: redis.Redis, kombus: list[str]) -> None:
+def test_a_producer_of_the_callers_own_is_used(echo: Any, redis_client: redis.Redis, by_kombu: list[str]) -> None:
     with echo.app.producer_pool.acquire() as producer, producer.batch():
         echo.apply_async((1,), producer=producer)
         assert not redis_client.llen("celery")
     assert redis_client.llen("celery") == 1
-    assert kombus == ["json"]
+    assert by_kombu == ["json"]
 
 
-def test_whoever_has_wrapped_kombus_publish_sees_each_call(
-    echo: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+class Proxy:
+    """Wraps a method as the library wrapt does: not a function, and everything else is read from what it wraps."""
+
+    def __init__(self, wrapped: Any, call: Callable[..., Any]) -> None:
+        self.__wrapped__, self.call = wrapped, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else functools.partial(self.call, instance)
+
+
+def undisguised(_wrapped: Any, call: Callable[..., Any]) -> Any:
+    return lambda *args, **options: call(*args, **options)
+
+
+def with_names_of(wrapped: Any, call: Callable[..., Any]) -> Any:
+    return functools.wraps(wrapped)(undisguised(wrapped, call))
+
+
+def mocked(wrapped: Any, call: Callable[..., Any]) -> Any:
+    mock = create_autospec(wrapped)
+    mock.side_effect = call
+    return mock
+
+
+@pytest.mark.parametrize("wrapper", [undisguised, with_names_of, Proxy, mocked])
+def test_a_wrapper_of_kombus_publish_sees_each_call(
+    echo: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, wrapper: Callable[..., Any]
 ) -> None:
     seen: list[Any] = []
     publish = Producer.publish
 
-    @functools.wraps(publish)
     def traced(self: Producer, body: Any, **options: Any) -> Any:
         seen.append(body[0])
         return publish(self, body, **options)
 
-    monkeypatch.setattr(Producer, "publish", traced)
+    monkeypatch.setattr(Producer, "publish", wrapper(publish, traced))
     echo.delay(1)
     assert seen == [(1,)]
     assert redis_client.llen("celery") == 1
 
 
-def test_routes_that_look_at_the_arguments_are_asked_for_each_call(redis_url: str, redis_client: redis.Redis) -> None:
+def test_a_route_that_looks_at_the_arguments_is_called_for_each_call(redis_url: str, redis_client: redis.Redis) -> None:
     def route(_name: str, args: Sequence[Any], *_: Any, **__: Any) -> dict[str, str]:
         return {"queue": f"of-{args[0]}"}
 
@@ -238,7 +266,7 @@ def test_routes_that_look_at_the_arguments_are_asked_for_each_call(redis_url: st
     assert (redis_client.llen("of-1"), redis_client.llen("of-2")) == (2, 1)
 
 
-def test_a_tasks_own_apply_async_is_asked_for_each_call(redis_url: str, redis_client: redis.Redis) -> None:
+def test_a_tasks_own_apply_async_is_called_for_each_call(redis_url: str, redis_client: redis.Redis) -> None:
     class Routed(BatchTask):
         name = "routed"
         ignore_result = True
@@ -255,7 +283,7 @@ def test_a_tasks_own_apply_async_is_asked_for_each_call(redis_url: str, redis_cl
     assert (redis_client.llen("of-1"), redis_client.llen("of-2")) == (2, 1)
 
 
-def test_protocol_1_goes_its_own_way(redis_url: str, redis_client: redis.Redis) -> None:
+def test_messages_of_protocol_1_go_through_celery(redis_url: str, redis_client: redis.Redis) -> None:
     with echo_task(redis_url) as echo:
         echo.app.conf.task_protocol = 1
         ids = [echo.delay(1).id, *echo.delay_many([2, 3]).ids]
@@ -270,7 +298,7 @@ def test_arguments_that_cannot_be_encoded_are_refused_as_celery_refuses_them(
     echo: Any, redis_client: redis.Redis
 ) -> None:
     calls: list[Callable[[], Any]] = [
-        lambda: celerys(echo, (object(),)),
+        lambda: call_as_celery(echo, (object(),)),
         lambda: echo.delay(object()),
         lambda: echo.delay_many([object(), 1]),
     ]
@@ -290,7 +318,7 @@ def test_a_lost_connection_is_made_again(echo: Any, redis_client: redis.Redis) -
     assert redis_client.llen("celery") == 9
 
 
-def test_a_broker_that_is_away_is_asked_as_often_as_celery_asks_it() -> None:
+def test_an_unreachable_broker_is_tried_as_often_as_celery_tries_it() -> None:
     def tries(call: Callable[..., Any]) -> int:
         count = 0
 
@@ -302,7 +330,7 @@ def test_a_broker_that_is_away_is_asked_as_often_as_celery_asks_it() -> None:
             call(echo, retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0, "errback": note})
         return count
 
-    theirs = tries(lambda echo, **options: celerys(echo, (1,), **options))
+    theirs = tries(lambda echo, **options: call_as_celery(echo, (1,), **options))
     assert theirs > 0
     assert tries(lambda echo, **options: echo.apply_async((1,), **options)) == theirs
     assert tries(lambda echo, **options: echo.delay_many([1, 2], **options)) == theirs

@@ -1,4 +1,4 @@
-"""What goes through the serializer comes back: arrays as they were, everything else as kombu's JSON has it."""
+"""Arrays come back from the serializer as they were, and all other values as from kombu's JSON."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def without_torch(code: str) -> str:
-    """What a process prints that never loads torch."""
+    """The output of a process that never loads torch."""
     code = f"{code}\nimport sys; assert 'torch' not in sys.modules"
     return subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE).stdout
 
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_travel_is_refused_where_it_is_sent(value: Any, message: str) -> None:
+def test_a_value_that_cannot_be_sent_is_refused_at_the_caller(value: Any, message: str) -> None:
     with pytest.raises(EncodeError, match=message):
         serialization.dumps([value], serializer=NAME)
 
@@ -202,7 +202,7 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @given(value=nested(rich))
-def test_ordinary_values_come_back_as_from_kombus_json(value: Any) -> None:
+def test_plain_values_come_back_as_from_kombus_json(value: Any) -> None:
     payload = dumps(value)
     assert b"\0" not in payload
     assert same(loads(payload), kombu_json.loads(kombu_json.dumps(value)))
@@ -211,9 +211,9 @@ def test_ordinary_values_come_back_as_from_kombus_json(value: Any) -> None:
 
 
 @given(value=nested(rich | any_array.map(lambda array: array.astype(array.dtype.newbyteorder("="))) | st.binary()))
-def test_arrays_and_bytes_among_ordinary_values_change_nothing_else(value: Any) -> None:
+def test_arrays_and_bytes_among_plain_values_change_nothing_else(value: Any) -> None:
     def as_json(value: Any) -> Any:
-        """What kombu's JSON makes of it, had it the arrays."""
+        """The value as kombu's JSON would return it if it had arrays."""
         if isinstance(value, np.ndarray | bytes):
             return value
         if isinstance(value, list | tuple):
@@ -277,7 +277,7 @@ def test_kombu_knows_the_serializer_by_name_and_takes_it_only_where_it_is_accept
         serialization.loads(payload, content_type, encoding, accept={"application/json"})
 
 
-def test_what_is_broken_is_a_decode_error_of_kombus() -> None:
+def test_a_broken_payload_is_a_decode_error_of_kombu() -> None:
     with pytest.raises(DecodeError, match="16 bytes are to follow, 15 are there"):
         serialization.loads(dumps(np.ones(2))[:-1], CONTENT_TYPE, "binary", accept={CONTENT_TYPE})
 
@@ -301,7 +301,7 @@ def test_setup_makes_an_app_accept_arrays(app: Celery) -> None:
 # -- In logs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sketch_shows_arrays_by_dtype_and_shape_and_leaves_the_rest() -> None:
+def test_a_summary_shows_arrays_by_dtype_and_shape_and_leaves_the_rest() -> None:
     call = (np.ones((2, 3)), {"ids": torch.ones(4, dtype=torch.bfloat16)}, "text", [1])
     shown = "(<float64 array of shape (2, 3)>, {'ids': <bfloat16 array of shape (4,)>}, 'text', [1])"
     assert saferepr(summarise(call)) == shown

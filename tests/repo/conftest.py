@@ -1,19 +1,18 @@
-"""The repository as a whole: copies of it to plant mistakes in, and the wheel it makes."""
+"""The wheel that the repository makes, and what a user has who installs it."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
-
-Make = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -22,37 +21,41 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree, without what git ignores. A test puts back what it changes."""
-    copy = tmp_path_factory.mktemp("house") / "tree"
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a source distribution as a release would be, in a copy of the working tree."""
+    folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-    # Modification times are kept, so mypy can go on from what it knows: 5 s instead of a minute.
-    if (ROOT / ".mypy_cache").is_dir():
-        shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache")
-    return copy
-
-
-@pytest.fixture(scope="session")
-def make(tree: Path) -> Make:
-    """`make(target)` in the copy, with the environment that these tests run in."""
-
-    def run(target: str) -> subprocess.CompletedProcess[str]:
-        # --old-file: this environment is the right one, and must not come to point at the copy.
-        command = ["make", "--old-file=setup", f"VENV={sys.prefix}", target]
-        # Not what an outer `make test` was told.
-        env = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
-        return subprocess.run(command, cwd=tree, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Path:
-    """The wheel, built from a source distribution as a release would be."""
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--no-isolation", f"--outdir={out}", str(tree)]
+    shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--outdir={folder}", str(folder / "tree")]
     built = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert built.returncode == 0, built.stdout
-    [wheel] = out.glob("*.whl")
+    [wheel] = folder.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's packages and those that it requires, as pip would install them, and no others.
+
+    The required ones are this environment's, so that no network is needed.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", "--no-deps", f"--target={folder}", str(wheel)], check=True)
+    [ours] = Distribution.discover(name="batchery", path=[str(folder)])
+    found: dict[str, Distribution] = {}
+    dependencies(ours, found)
+    for required in found.values():
+        for name in {file.parts[0] for file in required.files or ()} - {"..", "__pycache__"}:
+            (folder / name).symlink_to(Path(str(required.locate_file(name))))
+    return folder
+
+
+def dependencies(parent: Distribution, found: dict[str, Distribution], extras: frozenset[str] = frozenset()) -> None:
+    """Add to `found`, by name, what a distribution requires, and what that requires."""
+    for requirement in map(Requirement, parent.requires or ()):
+        name, marker = canonicalize_name(requirement.name), requirement.marker
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+        if wanted and (name not in found or requirement.extras):
+            found[name] = distribution(name)
+            dependencies(found[name], found, frozenset(requirement.extras))

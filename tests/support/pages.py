@@ -163,7 +163,7 @@ def check_exists(words: Sequence[str], where: str) -> None:
     """Raise an AssertionError for a command that no reader could run."""
     name = words[0]
     if name == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert words[1] in targets, f"{where}: the Makefile has no target {words[1]}"
     elif name == "python":
         there = find_spec(words[2]) if words[1] == "-m" else (ROOT / words[1]).exists()

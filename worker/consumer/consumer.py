@@ -33,7 +33,8 @@ from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
 from .fast.store import ResultStore
-from .settings import settings_of
+from .settings import Settings
+from .setup import configuration_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class BatchConsumer(Consumer):
         _refuse_other_pools(kwargs["pool"])
         app.amqp.Consumer = QuietConsumer
         try:
-            self.settings = settings_of(app)
+            self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
         self.batch_tasks = self.settings.tasks

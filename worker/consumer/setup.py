@@ -33,11 +33,7 @@ def setup(app: Celery, config: WorkerOptions | str | Path | None = None) -> None
 
 
 def configuration_of(app: Celery) -> Configuration:
-    """Return what holds for a worker of `app`, as `setup` was told, or else the environment.
-
-    Raises:
-        ConfigurationError: that cannot be read, or something in it is wrong.
-    """
+    """Return what holds for a worker of `app`, as `setup` was told, or else the environment, with its problems."""
     return load_configuration(getattr(app, "batchery_config", None), os.environ)
 
 

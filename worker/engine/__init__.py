@@ -3,7 +3,7 @@
 from .host import Host
 from .lifecycle import Engine
 from .model import Model
-from .ports import Capacity, Intake, JobSource, ResultSink
+from .ports import Capacity, JobSource, ResultSink
 from .state import EngineState
 
-__all__ = ["Capacity", "Engine", "EngineState", "Host", "Intake", "JobSource", "Model", "ResultSink"]
+__all__ = ["Capacity", "Engine", "EngineState", "Host", "JobSource", "Model", "ResultSink"]

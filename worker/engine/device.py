@@ -1,12 +1,12 @@
 """The device's two waits: for a batch to run, and for the next batch to put together meanwhile."""
 
+import threading
 from collections.abc import Sequence
 
 from ...batchers import Batch, Job, Outcome
 from ...batchers.forward import Collated
-from .open_plan import Ready
+from .open_plan import OpenPlan, Ready
 from .ports import ResultSink
-from .returns import Returns
 from .scheduler import NEVER
 from .staging import Sent
 from .state import EngineState
@@ -15,15 +15,28 @@ from .state import EngineState
 class Device:
     """Waits for what the scheduler and the open plan decide, and tells them what was done."""
 
-    def __init__(self, state: EngineState, sink: ResultSink, returns: Returns) -> None:
+    def __init__(self, state: EngineState, sink: ResultSink) -> None:
         """Run what `state` holds; `sink` drops the jobs that nobody wants any more."""
         self._state = state
         self._sink = sink
-        self._returns = returns
+        self.plan = OpenPlan(state.scheduler)
+        self._runnable = threading.Condition(state.lock)
+        self._collatable = threading.Condition(state.lock)
+        self._stopping = False
         #: When the batch that is put together was chosen.
         self._chosen_at = 0.0
-        #: Whether the running batch ran in one piece.
-        self._whole = True
+
+    def work_came(self, jobs: Sequence[Job] = ()) -> None:
+        """Wake the threads that have something to do now that `jobs` wait. The lock is held."""
+        self.plan.work_came(jobs)
+        self._runnable.notify()
+        self._wake_collate_thread()
+
+    def stop(self) -> None:
+        """End both threads once nothing runs any more. The lock is held."""
+        self._stopping = True
+        self._runnable.notify()
+        self._collatable.notify()
 
     # -- Device thread -----------------------------------------------------------------------------------------------
 
@@ -35,43 +48,40 @@ class Device:
             if self._drop_cancelled(ready.batch):
                 with state.lock:
                     state.scheduler.started(ready.batch, state.clock())
-                    state.plan.expect()
-                    state.wake_collate_thread()
+                    self.plan.expect()
+                    self._wake_collate_thread()
                 # A job that was dropped is still in what was put together, which therefore cannot be used.
                 return ready if len(ready.batch.jobs) == count else Ready(ready.batch, None)
         return None
 
     def _wait_for_chosen(self) -> Ready | None:
-        state, plan = self._state, self._state.plan
-        with state.lock:
-            while not state.stopping:
-                if state.scheduler.results_wait:  # the settler calls `work_came` once they are stored
-                    state.runnable.wait()
+        scheduler = self._state.scheduler
+        with self._state.lock:
+            while not self._stopping:
+                if scheduler.results_wait:  # the settler calls `work_came` once they are stored
+                    self._runnable.wait()
                     continue
-                if (ready := plan.take_ready()) is not None:
+                if (ready := self.plan.take_ready()) is not None:
                     return ready
-                now, wake_at = state.clock(), NEVER
-                if not plan.collating:
-                    if (batch := state.scheduler.next_batch(now)) is not None:
+                now, wake_at = self._state.clock(), NEVER
+                if not self.plan.collating:
+                    if (batch := scheduler.next_batch(now)) is not None:
                         return Ready(batch, None)
-                    wake_at = state.scheduler.wake_at()
-                state.runnable.wait(None if wake_at == NEVER else max(0.0, wake_at - now))
+                    wake_at = scheduler.wake_at()
+                _wait_until(self._runnable, wake_at, now)
         return None
 
     def ran(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Note that jobs of the running batch have outcomes."""
-        state = self._state
-        with state.lock:
-            batch.finished_at = state.clock()
-            self._whole = len(outcomes) == len(batch.jobs)
-            state.scheduler.ran([outcome.job for outcome in outcomes])
+        with self._state.lock:
+            batch.finished_at = self._state.clock()
+            self._state.scheduler.move("ran", [outcome.job for outcome in outcomes])
 
-    def finished(self, batch: Batch) -> None:
-        """Note that the running batch is through."""
-        state = self._state
-        with state.lock:
-            state.scheduler.finished(batch, whole=self._whole, more=state.plan.has_next)
-            state.plan.finished()
+    def finished(self, batch: Batch, *, whole: bool) -> None:
+        """Note that the running batch is through: `whole` if it ran in one piece."""
+        with self._state.lock:
+            self._state.scheduler.finished(batch, whole=whole, more=self.plan.has_next)
+            self.plan.finished()
 
     def out_of_memory(self, jobs: Sequence[Job]) -> None:
         """Note that these jobs of the running batch did not fit into memory together."""
@@ -82,36 +92,34 @@ class Device:
 
     def wait_for_next(self) -> Batch | None:
         """Return a batch to put together, when it is time for one; None once the engine stops."""
-        state = self._state
         while (batch := self._wait_for_choice()) is not None:
             if self._drop_cancelled(batch):
                 return batch
-            with state.lock:
-                state.plan.collating = False
-                state.runnable.notify()
+            self.collated(None, None)
         return None
 
     def _wait_for_choice(self) -> Batch | None:
-        state, plan = self._state, self._state.plan
-        with state.lock:
-            while not state.stopping:
-                now = state.clock()
-                if (batch := plan.choose(now)) is not None:
+        with self._state.lock:
+            while not self._stopping:
+                now = self._state.clock()
+                if (batch := self.plan.choose(now)) is not None:
                     self._chosen_at = now
                     return batch
-                due_at = plan.collate_at
-                state.collatable.wait(None if due_at == NEVER or due_at <= now else due_at - now)
+                due_at = self.plan.collate_at
+                _wait_until(self._collatable, NEVER if due_at <= now else due_at, now)
         return None
 
-    def collated(self, batch: Batch, collated: Collated | Sent | None) -> None:
-        """Keep a batch that was put together, or give its jobs back if the engine drains."""
-        state = self._state
-        with state.lock:
-            draining = state.scheduler.draining
-            state.plan.collated(None if draining else batch, collated, state.clock() - self._chosen_at)
-            state.runnable.notify()
-        if draining:
-            self._returns.add(batch.jobs)
+    def collated(self, batch: Batch | None, collated: Collated | Sent | None) -> bool:
+        """Keep a batch that was put together; return False if the engine drains and the batch is not kept."""
+        with self._state.lock:
+            draining = self._state.scheduler.draining
+            self.plan.collated(None if draining else batch, collated, self._state.clock() - self._chosen_at)
+            self._runnable.notify()
+        return not draining
+
+    def _wake_collate_thread(self) -> None:
+        if self.plan.collates_ahead:
+            self._collatable.notify()
 
     def _drop_cancelled(self, batch: Batch) -> bool:
         """Leave out the jobs that nobody wants any more; return whether any are left."""
@@ -121,3 +129,7 @@ class Device:
             self._state.left([job for job in batch.jobs if id(job) not in kept], "dropped")
             batch.jobs = wanted
         return bool(wanted)
+
+
+def _wait_until(condition: threading.Condition, when: float, now: float) -> None:
+    condition.wait(None if when == NEVER else max(0.0, when - now))

@@ -23,13 +23,15 @@ class Engine:
     """Runs models, in batches, on the jobs of one source; their outcomes go to one sink."""
 
     def __init__(self, state: EngineState, source: JobSource, sink: ResultSink) -> None:
-        """Get ready to serve the models of `state`, which source and sink may already use as their `Intake`."""
-        #: What the engine's threads share; an `Intake`.
+        """Get ready to serve the models of `state`, which source and sink may already use."""
+        #: What the engine shares with its source and its sink.
         self.state = state
         self._source = source
         self._sink = sink
         self._returns = Returns(state, source)
         self._pipeline = pipeline = Pipeline(state, source, sink, self._returns)
+        #: Whether a thread has died that had jobs in hand, which therefore will never leave.
+        self._stuck = False
         loops = {
             "claim": pipeline.claim_jobs,
             "collate": pipeline.collate_batches,
@@ -61,27 +63,27 @@ class Engine:
         `timeout` is in seconds. Once all is done no thread is left. Draining again, or an engine that was not started,
         does no harm.
         """
-        state, scheduler = self.state, self.state.scheduler
+        state, scheduler, pipeline = self.state, self.state.scheduler, self._pipeline
         deadline = state.clock() + timeout
-        self._returns.gather()
+        self._returns.gather(pipeline.device.plan)
         self._source.interrupt()
         self._join("claim", timeout)
         with state.lock:
             state.drained.wait_for(self._all_returned, min(timeout, tuning.GIVE_BACK_TOGETHER_S))
         self._returns.release()
         with state.lock:
-            state.drained.wait_for(lambda: scheduler.held == 0 or state.stuck, max(0.0, deadline - state.clock()))
+            state.drained.wait_for(lambda: scheduler.held == 0 or self._stuck, max(0.0, deadline - state.clock()))
             done = scheduler.held == 0
-            state.stop()
-        if done or state.stuck:
-            self._pipeline.settler.close()
+            pipeline.device.stop()
+        if done or self._stuck:
+            pipeline.settler.close()
         if done:
             for name in self._threads:
                 self._join(name)
         return done
 
     def _all_returned(self) -> bool:
-        return self.state.scheduler.count(JobState.PREPARING) == 0 and not self.state.plan.collating
+        return self.state.scheduler.count(JobState.PREPARING) == 0 and not self._pipeline.device.plan.collating
 
     def _join(self, name: str, timeout: float | None = None) -> None:
         thread = self._threads[name]
@@ -93,7 +95,12 @@ class Engine:
             loop()
         except BaseException as exc:  # SystemExit, too, would end the thread without a word
             logger.critical("The engine cannot go on, because its %s thread raised %r.", name, exc, exc_info=True)
-            self.state.broken(stuck=name != "claim")
+            state = self.state
+            with state.lock:
+                state.scheduler.draining = True
+                self._stuck = self._stuck or name != "claim"
+                for condition in (state.claimable, state.unprepared, state.drained):
+                    condition.notify_all()
             self._sink.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 
     # -- What others may ask -----------------------------------------------------------------------------------------
@@ -126,5 +133,5 @@ class Engine:
             task.options = options
             task.planner.set_options(options)
             # A batch may be due now, and more may be claimed.
-            self.state.work_came()
+            self._pipeline.device.work_came()
             self.state.claimable.notify_all()

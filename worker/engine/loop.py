@@ -2,11 +2,11 @@
 
 Each method of `Pipeline` is the loop of one thread (preprocess threads: a few), each stage is one call into one file:
 
-claim    the source: `consumer/fast/fetch.py` at a Celery worker, `host.py` in a process without a broker
+claim    the source: `consumer/fast/fetch.py` at a Celery worker, `local_calls.py` in a `Host`
 prepare  `prepare.py`: the task's hooks for each item, in which bad input fails alone
 plan     `device.py`: which jobs run next (decided by `scheduler.py` and the planner), and when they are put together
 run      `runner.py`: batch → predict → unbatch; the only code that knows the device
-settle   `settler.py`: postprocess, and then the sink: `consumer/fast/settle.py`, or `host.py`
+settle   `settler.py`: postprocess, and then the sink: `consumer/fast/settle.py`, or `local_calls.py`
 
 A loop ends when its wait returns None, because the engine drains (`lifecycle.py`).
 """
@@ -25,11 +25,11 @@ class Pipeline:
 
     def __init__(self, state: EngineState, source: JobSource, sink: ResultSink, returns: Returns) -> None:
         """Connect the stages."""
-        self._state, self._source, self._sink = state, source, sink
-        self.settler = Settler(state, sink)
+        self._state, self._source, self._sink, self._returns = state, source, sink, returns
+        self.device = Device(state, sink)
+        self.settler = Settler(state, sink, self.device)
         self.runner = Runner(state)
-        self._device = Device(state, sink, returns)
-        self._preparer = Preparer(state, sink, self.settler, returns)
+        self._preparer = Preparer(state, sink, self.device, self.settler, returns)
 
     def claim_jobs(self) -> None:
         """Claim thread: take what there is capacity for, and prepare what needs no user code."""
@@ -44,20 +44,23 @@ class Pipeline:
 
     def run_batches(self) -> None:
         """Device thread: run one planned batch after the other, and hand over what becomes of its jobs."""
-        while (ready := self._device.wait_for_batch()) is not None:
-            self._sink.started(ready.batch)
-            for outcomes in self.runner.run(*ready, self._device.out_of_memory):
-                self._device.ran(ready.batch, outcomes)
+        while (ready := self.device.wait_for_batch()) is not None:
+            batch, parts = ready.batch, 0
+            self._sink.started(batch)
+            for outcomes in self.runner.run(batch, ready.collated, self.device.out_of_memory):
+                self.device.ran(batch, outcomes)
                 self.settler.take(outcomes)
-            self._device.finished(ready.batch)
+                parts += 1
+            self.device.finished(batch, whole=parts == 1)
         self.settler.close()
 
     def collate_batches(self) -> None:
         """Collate thread: put the next batch together while one runs."""
-        while (batch := self._device.wait_for_next()) is not None:
-            self._device.collated(batch, self.runner.collate(batch))
+        while (batch := self.device.wait_for_next()) is not None:
+            if not self.device.collated(batch, self.runner.collate(batch)):
+                self._returns.add(batch.jobs)
 
     def settle_outcomes(self) -> None:
-        """Settle thread: postprocess, store and acknowledge all that came meanwhile."""
+        """Settle thread: postprocess, store and acknowledge all outcomes that have arrived."""
         while (outcomes := self.settler.wait_for_outcomes()) is not None:
             self.settler.settle(outcomes)

@@ -1,7 +1,7 @@
-"""What an engine is connected to: where its jobs come from, where their outcomes go, and the intake between them.
+"""What an engine is connected to: where its jobs come from, and where their outcomes go.
 
-The engine calls its source and its sink, and neither of them knows the engine. Both may use an `Intake`, which exists
-before them.
+The engine calls its source and its sink. Neither of them knows the engine, but both may use its `EngineState`, which
+exists before them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,29 +69,4 @@ class ResultSink(Protocol):
 
     def broken(self, error: Exception) -> None:
         """Learn that a thread of the engine died of `error`, so that no job will be served any more. Any thread."""
-        ...
-
-
-class Intake(Protocol):
-    """The engine's state as a source and a sink may see it. All of it is for any thread."""
-
-    @property
-    def hung(self) -> bool:
-        """Whether the running batch has exceeded its time limit."""
-        ...
-
-    @property
-    def running(self) -> Sequence[Job]:
-        """The jobs of the running batch."""
-        ...
-
-    def submit(self, jobs: Sequence[Job]) -> bool:
-        """Take in jobs that arrive in another way than by a claim, each at most once.
-
-        Returns whether the engine takes them. It takes none once it drains, and the caller gives them back then.
-        """
-        ...
-
-    def wait_for_capacity(self, timeout: float) -> None:
-        """Wait for `timeout` seconds, or until a job has left since the last claim began."""
         ...

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ...batchers import Job, Outcome
+from .device import Device
 from .model import Model
 from .ports import ResultSink
 from .returns import Returns
@@ -15,10 +16,13 @@ from .state import EngineState
 class Preparer:
     """Gives jobs their items. Then they wait for the device, or are settled as failures."""
 
-    def __init__(self, state: EngineState, sink: ResultSink, settler: Settler, returns: Returns) -> None:
-        """Prepare for `state`'s models; hooks run in the context that `sink` makes for a job."""
+    def __init__(
+        self, state: EngineState, sink: ResultSink, device: Device, settler: Settler, returns: Returns
+    ) -> None:
+        """Prepare for `device`; hooks run in the context that `sink` makes for a job."""
         self._state = state
         self._sink = sink
+        self._device = device
         self._settler = settler
         self._returns = returns
 
@@ -32,13 +36,13 @@ class Preparer:
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         with state.lock:
-            state.scheduler.failed([outcome.job for outcome in failed])
+            state.scheduler.move("failed", [outcome.job for outcome in failed])
             draining = state.scheduler.draining
             if draining:
                 state.drained.notify_all()
             elif prepared:
                 state.scheduler.prepared(prepared, state.clock())
-                state.work_came(prepared)
+                self._device.work_came(prepared)
         if failed:
             self._settler.put(failed)
         if draining:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ...batchers import Job
+from .open_plan import OpenPlan
 from .ports import JobSource
 from .state import EngineState
 
@@ -17,14 +18,14 @@ class Returns:
         #: Jobs to be given back together; None while each may go back by itself.
         self._gathered: list[Job] | None = None
 
-    def gather(self) -> None:
+    def gather(self, plan: OpenPlan) -> None:
         """Let the engine drain, and keep what is to be given back until `release`."""
         state = self._state
         with state.lock:
-            ready = state.plan.take_ready()
+            ready = plan.take_ready()
             jobs = state.scheduler.drain()
             if ready is not None:
-                state.scheduler.returned(ready.batch.jobs)
+                state.scheduler.move("returned", ready.batch.jobs)
                 jobs += ready.batch.jobs
             self._gathered = [*(self._gathered or ()), *jobs]
             state.claimable.notify_all()
@@ -35,7 +36,7 @@ class Returns:
         if not jobs:
             return
         with self._state.lock:
-            self._state.scheduler.returned(jobs)
+            self._state.scheduler.move("returned", jobs)
             if self._gathered is not None:
                 self._gathered += jobs
                 jobs = []

@@ -3,9 +3,12 @@
 import logging
 import queue
 import threading
+from collections import Counter
+from collections.abc import Sequence
 
-from ...batchers import Outcome
+from ...batchers import Batch, Outcome
 from .. import tuning
+from .device import Device
 from .model import Model
 from .ports import ResultSink
 from .state import EngineState
@@ -20,8 +23,9 @@ class Settler:
     Where waking that thread costs more than it saves, the device thread settles the outcomes of its batch by itself.
     """
 
-    def __init__(self, state: EngineState, sink: ResultSink) -> None:
-        """Settle through `sink`."""
+    def __init__(self, state: EngineState, sink: ResultSink, device: Device) -> None:
+        """Settle through `sink`; `device` may wait until results are stored."""
+        self._device = device
         self._state = state
         self._sink = sink
         self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
@@ -93,8 +97,25 @@ class Settler:
             logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
         now = state.clock()
         self._last_s = now - began
-        for batch in state.settled(outcomes, now):
+        for batch in self._leave(outcomes, now):
             log_batch(batch, now)
+
+    def _leave(self, outcomes: Sequence[Outcome], now: float) -> list[Batch]:
+        """Count outcomes that are settled, and hold their jobs no longer; return the batches settled as a whole."""
+        state, done = self._state, []
+        with state.lock:
+            device_waits = state.scheduler.results_wait
+            for outcome in [outcome for outcome in outcomes if outcome.error is not None]:
+                state.tasks[outcome.job.task].stats.failed += 1
+            for batch, count in Counter(outcome.batch for outcome in outcomes if outcome.batch is not None).items():
+                batch.settled += count
+                if batch.settled == len(batch.jobs):
+                    state.scheduler.settled(batch, now)
+                    done.append(batch)
+            state.leave([outcome.job for outcome in outcomes], "settled")
+            if device_waits:
+                self._device.work_came()
+        return done
 
 
 def postprocess(model: Model, outcome: Outcome) -> None:

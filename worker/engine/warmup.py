@@ -39,11 +39,7 @@ def warm_up(
     if not examples or seconds <= 0:
         return 0
     until = clock() + seconds
-    longest = max(examples)
-    shapes = {}
-    for count, length in cost.grid(longest or None):
-        item = _of_length(model, examples, length)
-        shapes[count, model.item_length(item) or 0] = item
+    shapes = _shapes(model, examples, cost)
     order = [*shapes.items()] if device.startswith("cuda") else sorted(shapes.items(), key=_size_of_shape)
     measured = 0
     for (count, length), item in order * 2:
@@ -58,6 +54,15 @@ def warm_up(
             measured += 1
     logger.info("Task %s is warm: %d batches were measured (%.1f s).", model.name, measured, clock() + seconds - until)
     return measured
+
+
+def _shapes(model: Model, examples: dict[int, Any], cost: CostModel) -> dict[tuple[int, int], Any]:
+    """Return an item for each shape (count, length) that is worth measuring."""
+    shapes = {}
+    for count, length in cost.grid(max(examples) or None):
+        item = _of_length(model, examples, length)
+        shapes[count, model.item_length(item) or 0] = item
+    return shapes
 
 
 def _size_of_shape(shape: tuple[tuple[int, int], Any]) -> int:
@@ -76,7 +81,7 @@ def _prepared(model: Model) -> dict[int, Any]:
 
 
 def _of_length(model: Model, examples: dict[int, Any], length: int) -> Any:
-    """Return an item of a length: the longest example cropped, or else the example that is did_you_mean."""
+    """Return an item of a length: the longest example cropped, or else the example nearest to it."""
     crop = getattr(model.batcher, "crop", None)
     longest = max(examples)
     if crop is not None and model.counts_as_batcher and length < longest:

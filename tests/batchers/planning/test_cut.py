@@ -1,15 +1,17 @@
-"""The cut of a line of jobs into batches: as good as the best there is, and never worse than one by one."""
+"""The cut of a queue of jobs into batches: it is the best of all cuts, and never worse than single jobs."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from batchery.batchers.planning.cost import CostFunction, linear_cost
+from batchery.batchers.planning.cost import CostFunction
 from batchery.batchers.planning.cut import Limits, batch_around, best_count, cut, price
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from tests.support.planning import linear_cost
 
 property_test = settings(deadline=None, max_examples=150)
 
@@ -35,7 +37,7 @@ def is_allowed(lengths: Sequence[int], ends: Sequence[int], size: int, tokens: i
 
 
 def steps_cost(sizes: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A measured cost: it grows in steps, not in a line."""
+    """A measured cost, which grows in steps and not linearly."""
     steps: NDArray[np.float64] = 7.0 + np.ceil(sizes / 3) * np.maximum(4, longest) ** 1.5
     return steps
 
@@ -57,7 +59,7 @@ def test_the_cut_costs_what_the_best_of_all_cuts_costs(
     assert cost_of(lengths, ends, cost) == pytest.approx(best)
 
 
-def test_nothing_is_cut_into_nothing() -> None:
+def test_an_empty_queue_is_cut_into_no_batches() -> None:
     assert cut(price([], linear_cost(), Limits(4))) == []
 
 
@@ -66,14 +68,14 @@ def test_a_token_budget_counts_the_rows_that_a_batch_is_padded_up_to() -> None:
     assert np.isfinite(prices).tolist() == [[True, True, False, False]] * 3
 
 
-def test_sizes_decide_what_batches_cost_and_the_largest_of_them_how_many_jobs_there_are() -> None:
+def test_sizes_decide_the_costs_of_batches_and_the_largest_size_limits_the_number_of_jobs() -> None:
     assert Limits(8, None, (1, 4)).rows().tolist() == [1, 4, 4, 4]
     assert price([10], linear_cost(0), Limits(8, None, (1, 4))).tolist() == [[10, 40, 40, 40]]
 
 
 # -- Never worse than one by one ---------------------------------------------------------------------------------------
 
-#: Costs of 1, 2, ... jobs for each length: any numbers at all, as a device that nobody understands may have them.
+#: Costs of 1, 2, ... jobs for each length: arbitrary numbers, because a device may be irregular.
 tables = st.lists(st.lists(st.floats(0.01, 100), min_size=6, max_size=6), min_size=1, max_size=14)
 
 
@@ -87,9 +89,9 @@ def test_no_batch_costs_more_than_any_consecutive_parts_of_it_whatever_batches_c
     table: list[list[float]], backlog: bool, data: st.DataObject
 ) -> None:
     prices = np.array(table)
-    turn = data.draw(st.integers(0, len(table) - 1))
-    start, end = batch_around(prices, turn, backlog=backlog)
-    assert start <= turn < end
+    required = data.draw(st.integers(0, len(table) - 1))
+    start, end = batch_around(prices, required, backlog=backlog)
+    assert start <= required < end
     size = end - start
     assert size <= 6
     whole = prices[end - 1, size - 1]
@@ -100,7 +102,7 @@ def test_no_batch_costs_more_than_any_consecutive_parts_of_it_whatever_batches_c
 
 @property_test
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=40))
-def test_equal_jobs_never_cost_more_together_than_one_by_one_and_next_to_nothing_more_than_in_parts(
+def test_equal_jobs_never_cost_more_together_than_one_by_one_and_hardly_more_than_in_parts(
     table: list[float],
 ) -> None:
     prices = np.array(table)
@@ -110,11 +112,11 @@ def test_equal_jobs_never_cost_more_together_than_one_by_one_and_next_to_nothing
         assert prices[count - 1] <= 1.03 * (prices[part - 1] / part) * count
 
 
-def test_equal_jobs_run_all_together_where_a_batch_costs_less_each() -> None:
+def test_equal_jobs_all_run_together_if_a_larger_batch_costs_less_per_job() -> None:
     assert best_count(np.array([5 + 0.5 * count for count in range(1, 33)])) == 32
 
 
-def test_equal_jobs_run_one_by_one_where_a_batch_costs_more_each() -> None:
+def test_equal_jobs_run_one_by_one_if_a_batch_costs_more_per_job() -> None:
     assert best_count(np.array([count**1.1 for count in range(1, 33)])) == 1
 
 
@@ -125,22 +127,22 @@ def test_a_measurement_that_is_a_little_high_does_not_shrink_batches() -> None:
 
 
 def cost_of_a_queue(lengths: Sequence[int], launch: float, *, backlog: bool) -> float:
-    """What all batches cost if 256 jobs of the queue are seen at a time and the oldest one's batch runs."""
+    """The cost of all batches if 256 jobs of the queue are seen at a time and the oldest job's batch runs."""
     queue, seen, total = list(enumerate(lengths)), list[tuple[int, int]](), 0.0
     while queue or seen:
         missing = 256 - len(seen)
         seen, queue = seen + queue[:missing], queue[missing:]
-        line = sorted((length, seq) for seq, length in seen)
-        turn = line.index(min(line, key=lambda place: place[1]))
-        prices = price([length for length, _ in line], linear_cost(launch), Limits(32))
-        start, end = batch_around(prices, turn, backlog=backlog)
+        by_length = sorted((length, seq) for seq, length in seen)
+        required = by_length.index(min(by_length, key=lambda place: place[1]))
+        prices = price([length for length, _ in by_length], linear_cost(launch), Limits(32))
+        start, end = batch_around(prices, required, backlog=backlog)
         total += prices[end - 1, end - start - 1]
-        chosen = {seq for _, seq in line[start:end]}
+        chosen = {seq for _, seq in by_length[start:end]}
         seen = [job for job in seen if job[0] not in chosen]
     return total
 
 
-def test_in_a_backlog_it_pays_to_look_beyond_the_best_cut_of_those_at_hand() -> None:
+def test_under_backlog_opportunity_costs_beat_the_best_cut_of_the_waiting_jobs() -> None:
     chance = random.Random(5)
     lengths = [min(512, max(1, round(chance.lognormvariate(3.55, 1.9)))) for _ in range(2000)]
     assert cost_of_a_queue(lengths, 5000, backlog=True) < 0.98 * cost_of_a_queue(lengths, 5000, backlog=False)
@@ -154,10 +156,10 @@ def test_in_a_backlog_it_pays_to_look_beyond_the_best_cut_of_those_at_hand() -> 
     st.booleans(),
     st.data(),
 )
-def test_every_batch_is_within_its_limits_and_has_the_job_whose_turn_it_is(
+def test_every_batch_is_within_its_limits_and_contains_the_required_job(
     lengths: list[int], tokens: int | None, launch: float, backlog: bool, data: st.DataObject
 ) -> None:
-    turn = data.draw(st.integers(0, len(lengths) - 1))
-    start, end = batch_around(price(lengths, linear_cost(launch), Limits(8, tokens)), turn, backlog=backlog)
-    assert start <= turn < end <= len(lengths)
+    required = data.draw(st.integers(0, len(lengths) - 1))
+    start, end = batch_around(price(lengths, linear_cost(launch), Limits(8, tokens)), required, backlog=backlog)
+    assert start <= required < end <= len(lengths)
     assert is_allowed(lengths[start:end], [end - start], 8, tokens)

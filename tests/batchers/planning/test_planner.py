@@ -1,17 +1,17 @@
-"""The planner: which waiting jobs run together, and when. Time is a number that the tests make up."""
+"""The planner: which waiting jobs run together, and when. The tests choose the time."""
 
 import time
 from typing import Any
 
 import numpy as np
 import pytest
-from batchery.batchers.job import CLOSED_BY, Batch, Job
-from batchery.batchers.planning.cost import CostModel, linear_cost
+from batchery.batchers.job import Job
+from batchery.batchers.planning.cost import CostModel
 from batchery.batchers.planning.token_ceiling import TokenCeiling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.planning import chosen, job, jobs_of, planner, rounds
+from tests.support.planning import chosen, job, jobs_of, linear_cost, planner, rounds
 
 property_test = settings(deadline=None, max_examples=150)
 
@@ -19,7 +19,7 @@ property_test = settings(deadline=None, max_examples=150)
 # -- When --------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_chosen_where_nothing_waits() -> None:
+def test_no_batch_is_chosen_if_no_job_waits() -> None:
     assert planner().choose([], 0.0) is None
     assert planner().due_at([]) == float("inf")
 
@@ -60,21 +60,21 @@ def test_a_batch_with_budget_left_waits_though_the_next_longer_job_would_not_fit
     assert planner(max_wait_ms=500, max_batch_tokens=100).choose(jobs_of([10, 60]), 0.0) is None
 
 
-def test_no_batch_waits_when_the_worker_holds_all_that_it_may() -> None:
+def test_no_batch_waits_when_the_worker_holds_as_many_jobs_as_it_may() -> None:
     waiting = [job(seq, shape_class=seq) for seq in range(6)]
     patient = planner(max_wait_ms=500, max_batch_size=3, look_ahead=2)
     assert patient.choose(waiting[:5], 0.0) is None
     assert chosen(patient.choose(waiting, 0.0)) == [0]
 
 
-# Its first version told the engine to ask again at once, and then had no batch: the device thread would have spun.
+# The first version told the engine to ask again at once and then had no batch, so the device thread would have spun.
 @property_test
 @given(
     st.lists(st.tuples(st.floats(0, 2), st.integers(0, 2), st.integers(0, 1), st.integers(0, 90)), min_size=1),
     st.floats(0, 1000),
     st.booleans(),
 )
-def test_a_batch_is_chosen_from_due_at_on_and_none_that_could_grow_before(
+def test_a_batch_that_could_grow_is_chosen_from_due_at_on_and_not_before(
     descriptions: list[tuple[float, int, int, int]], max_wait_ms: float, lengths: bool
 ) -> None:
     waiting = [
@@ -111,7 +111,7 @@ def test_jobs_run_together_where_a_launch_costs_more_than_the_padding() -> None:
     assert batches == [[3, 1, 0, 2]]
 
 
-def test_the_batch_holds_the_job_that_was_claimed_first_wherever_its_length_puts_it() -> None:
+def test_the_batch_contains_the_job_that_was_claimed_first_whatever_its_length() -> None:
     for oldest in (1, 40, 300):
         batch = planner(linear_cost(launch=1), max_batch_size=2).choose(jobs_of([oldest, 1, 2, 41, 300, 301]), 0.0)
         assert 0 in chosen(batch)
@@ -135,7 +135,7 @@ def test_a_job_above_the_age_bound_runs_before_any_priority(length: int | None) 
     assert chosen(fair.choose(waiting, 1.0)) == [0]
 
 
-# Its first version looked at the job that was claimed first alone, whose priority had got it claimed early.
+# The first version looked only at the job that was claimed first, which its priority had got claimed early.
 def test_the_age_bound_holds_for_a_job_that_was_claimed_after_younger_ones() -> None:
     fair = planner(max_age_ms=1000, max_batch_size=1)
     waiting = [job(0, enqueued_at=5.0), job(1, priority=9), job(2, enqueued_at=5.0)]
@@ -168,7 +168,7 @@ def test_shape_classes_are_never_mixed(descriptions: list[tuple[int, int | None]
     st.one_of(st.none(), st.integers(1, 2000)),
     st.sampled_from([0.0, 10.0, 1500.0]),
 )
-def test_no_batch_exceeds_its_bounds_but_a_single_job_that_is_larger_than_the_budget(
+def test_no_batch_exceeds_its_limits_except_a_single_job_larger_than_the_budget(
     lengths: list[int], size: int, tokens: int | None, launch: float
 ) -> None:
     bounded = planner(linear_cost(launch), max_batch_size=size, max_batch_tokens=tokens)
@@ -224,12 +224,6 @@ def test_a_batch_says_why_it_is_not_larger(lengths: list[int | None], options: d
     assert batch.closed_by == reason
 
 
-def test_a_batch_knows_its_real_and_its_padded_tokens() -> None:
-    batch = Batch("task", jobs_of([3, 5]), "full")
-    assert (batch.tokens, batch.padded_tokens) == (8, 10)
-    assert (Batch("task", jobs_of([None]), "full").padded_tokens, Batch("task", [], "full").padded_tokens) == (0, 0)
-
-
 def test_the_waiting_jobs_are_left_as_they_are() -> None:
     waiting = jobs_of([9, 2, 7])
     before = list(waiting)
@@ -237,7 +231,7 @@ def test_the_waiting_jobs_are_left_as_they_are() -> None:
     assert waiting == before
 
 
-# -- What one batch may be ---------------------------------------------------------------------------------------------
+# -- Limits of one batch -----------------------------------------------------------------------------------------------
 
 
 def test_batches_of_preferred_sizes_know_how_many_rows_run() -> None:
@@ -249,9 +243,9 @@ def test_batches_of_preferred_sizes_know_how_many_rows_run() -> None:
     assert batches[0].padded_tokens == 20
 
 
-# Padded up to 32 rows, 17 jobs cost as many tokens as 32: two batches of 16 and 1 cost about half.
+# Padded up to 32 rows, 17 jobs cost as many tokens as 32 jobs. Two batches of 16 and 1 cost about half.
 @pytest.mark.parametrize("length", [None, 100])
-def test_jobs_that_are_left_over_run_as_a_smaller_size_where_that_costs_less(length: int | None) -> None:
+def test_jobs_run_as_a_smaller_preferred_size_if_that_costs_less(length: int | None) -> None:
     def per_row(sizes: Any, longest: Any) -> Any:
         return 1.0 + sizes * np.maximum(longest, 1.0)
 
@@ -261,11 +255,11 @@ def test_jobs_that_are_left_over_run_as_a_smaller_size_where_that_costs_less(len
     assert len(batch.jobs) == batch.rows == 16
 
 
-def test_a_ceiling_bounds_batches_below_the_budget() -> None:
-    ceiling = TokenCeiling()
-    bounded = planner(linear_cost(10_000), ceiling=ceiling, max_batch_tokens=1000)
+def test_a_token_ceiling_limits_batches_further_than_the_budget() -> None:
+    token_ceiling = TokenCeiling()
+    bounded = planner(linear_cost(10_000), token_ceiling=token_ceiling, max_batch_tokens=1000)
     assert len(chosen(bounded.choose(jobs_of([50] * 30), 0.0))) == 20
-    ceiling.failed(1000, 20)
+    token_ceiling.failed(1000, 20)
     batch = bounded.choose(jobs_of([50] * 30), 0.0)
     assert len(chosen(batch)) == 10
     assert batch is not None
@@ -273,10 +267,10 @@ def test_a_ceiling_bounds_batches_below_the_budget() -> None:
     assert chosen(bounded.choose(jobs_of([900]), 0.0)) == [0]
 
 
-def test_where_jobs_have_no_length_a_ceiling_bounds_their_number() -> None:
-    ceiling = TokenCeiling()
-    ceiling.failed(32, 32)
-    batch = planner(ceiling=ceiling).choose(jobs_of([None] * 40), 0.0)
+def test_a_token_ceiling_limits_the_number_of_jobs_without_a_length() -> None:
+    token_ceiling = TokenCeiling()
+    token_ceiling.failed(32, 32)
+    batch = planner(token_ceiling=token_ceiling).choose(jobs_of([None] * 40), 0.0)
     assert len(chosen(batch)) == 16
     assert batch is not None
     assert batch.closed_by == "budget"
@@ -285,12 +279,12 @@ def test_where_jobs_have_no_length_a_ceiling_bounds_their_number() -> None:
 def test_a_decision_looks_at_no_more_jobs_than_may_wait() -> None:
     longest = 0
 
-    def noting(sizes: Any, lengths: Any) -> Any:
+    def recording(sizes: Any, lengths: Any) -> Any:
         nonlocal longest
         longest = max(longest, int(np.max(lengths)))
         return 1500.0 + sizes * lengths
 
-    planner(noting, max_batch_size=4, look_ahead=2).choose(jobs_of(range(1, 30)), 0.0)
+    planner(recording, max_batch_size=4, look_ahead=2).choose(jobs_of(range(1, 30)), 0.0)
     assert longest == 8
 
 
@@ -305,14 +299,10 @@ def test_a_decision_over_256_jobs_takes_2_5_ms_at_most(deadline: float | None) -
         began = time.thread_time()
         quick.choose(waiting, 0.0)
         seconds.append(time.thread_time() - began)
-    assert min(seconds) < 0.0025  # the least: what else runs on this machine is not the planner's doing
+    assert min(seconds) < 0.0025  # The least, because other processes of this machine slow some runs down.
 
 
-def test_every_reason_is_explained() -> None:
-    assert list(CLOSED_BY) == ["full", "budget", "deadline", "age", "nothing left", "cost"]
-
-
-def test_a_batch_whose_time_is_up_says_so() -> None:
+def test_a_batch_that_has_waited_max_wait_ms_is_closed_by_age() -> None:
     batch = planner(max_wait_ms=500).choose(jobs_of([None, None]), 0.5)
     assert batch is not None
     assert batch.closed_by == "age"

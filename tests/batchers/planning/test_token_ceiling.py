@@ -1,4 +1,4 @@
-"""The token ceiling: one failure teaches it, and it does not ask for another one soon."""
+"""The token ceiling: one failure lowers it, and the next failure is long in coming."""
 
 import pytest
 from batchery.batchers.job import Job
@@ -33,14 +33,14 @@ def test_a_failure_lowers_it_to_what_is_known_to_fit() -> None:
     assert ceiling.limit == 6000
 
 
-def test_where_little_is_known_to_fit_it_is_halved() -> None:
+def test_a_failure_halves_the_failed_batch_if_little_is_known_to_fit() -> None:
     ceiling = TokenCeiling()
     ceiling.succeeded(10)
     ceiling.failed(8000, 16)
     assert ceiling.limit == 4000
 
 
-def test_what_once_fitted_and_fails_now_is_not_tried_again() -> None:
+def test_a_size_that_fitted_once_and_fails_now_is_above_the_ceiling() -> None:
     ceiling = TokenCeiling()
     ceiling.succeeded(8000)
     ceiling.failed(8000, 16)
@@ -63,10 +63,10 @@ def test_every_failure_lowers_it_below_what_failed_and_never_to_nothing(tokens: 
         assert tokens // 2 <= ceiling.limit < tokens
 
 
-# A batch at the ceiling must not fail again and again: what is rediscovered is paid for each time.
+# A batch at the ceiling must not fail again and again, because every failure costs a batch.
 @settings(max_examples=25, deadline=None)
 @given(st.integers(900, 15_000))
-def test_one_batch_teaches_it_and_then_next_to_none_fails(memory: int) -> None:
+def test_after_one_batch_that_failed_hardly_any_other_fails(memory: int) -> None:
     ceiling = TokenCeiling()
     drop_to(memory, ceiling, 16_000, 64)
     failed = 0
@@ -76,7 +76,7 @@ def test_one_batch_teaches_it_and_then_next_to_none_fails(memory: int) -> None:
     assert failed <= 20
 
 
-def test_it_climbs_back_when_memory_has_become_free() -> None:
+def test_it_rises_again_when_memory_has_become_free() -> None:
     ceiling = TokenCeiling()
     ceiling.failed(16_000, 64)
     assert ceiling.limit == 8000
@@ -94,5 +94,5 @@ def test_batches_far_below_it_do_not_raise_it() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "tokens"), [([3, 5], 10), ([None, None, None], 3), ([0, 0], 0), ([], 0)])
-def test_it_counts_padded_tokens_or_jobs_where_they_have_no_length(lengths: list[int | None], tokens: int) -> None:
+def test_it_counts_padded_tokens_or_jobs_without_a_length(lengths: list[int | None], tokens: int) -> None:
     assert batch_tokens([*map(job, lengths)]) == tokens

@@ -10,7 +10,6 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from ....batchers import Job, JobState
-from ....batchers.job import UNPREPARED
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
@@ -127,7 +126,7 @@ class CeleryBridge:
             revoked = True
         if not revoked:  # by Celery's clock it has not expired yet
             # A new job, because the engine may still be at dropping the old one.
-            again = msgspec.structs.replace(job, deadline=None, item=UNPREPARED, state=JobState.NEW)
+            again = msgspec.structs.replace(job, deadline=None, state=JobState.NEW)
             if self._intake.submit([again]):
                 return
             self._leases.give_back_soon(job.reply.claim)

@@ -10,7 +10,7 @@ from ....configs import WorkerOptions
 from ....producer import BatchTask
 from ...broker import Leases
 from ...broker.retry import RedisRetry
-from ...engine import Intake
+from ...engine import EngineState
 from .hub import HubCalls
 
 
@@ -27,7 +27,7 @@ class WorkerContext:
     hub: HubCalls
     retry: RedisRetry
     #: Takes jobs that arrive in another way than by a claim.
-    intake: Intake
+    intake: EngineState
 
     @property
     def app(self) -> Celery:

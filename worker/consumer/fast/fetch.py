@@ -159,7 +159,7 @@ class QueueSource:
         return FastRequest(claim, headers, task, self._bridge.build_request, headers.id, name, call.in_chord)
 
     def _announce(self, requests: Sequence[FastRequest]) -> None:
-        if private.has_receivers(signals.task_received):  # sent at once, because it comes before all other signals
+        if private.receivers(signals.task_received):  # sent at once, because it comes before all other signals
             for request in requests:
                 signals.task_received.send(sender=self._consumer, request=request)
         self._hub.call(self._received, requests)

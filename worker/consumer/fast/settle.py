@@ -134,7 +134,7 @@ class CelerySink:
 
 def _signals_have_receivers() -> bool:
     """Whether somebody wants a signal around each success, so that Celery's tracer has to send it."""
-    return any(map(private.has_receivers, (signals.task_success, signals.task_prerun, signals.task_postrun)))
+    return any(map(private.receivers, (signals.task_success, signals.task_prerun, signals.task_postrun)))
 
 
 def _has_hooks(task: Task) -> bool:

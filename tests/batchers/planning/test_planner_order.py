@@ -1,12 +1,12 @@
-"""Whose turn it is: age before deadlines, deadlines before priorities, small requests before others."""
+"""The planner's order of service: age before deadlines, deadlines before priorities, small jobs before others."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from batchery.batchers.job import CLOSED_BY, Job
+from batchery.batchers.job import ClosedBy, Job
 from batchery.batchers.planning.cost import CostFunction
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from tests.support.planning import chosen, job, planner
 
 
 def takes(launch_ms: float, job_ms: float = 0.0, token_ms: float = 0.0) -> CostFunction:
-    """A device's milliseconds for a batch."""
+    """The milliseconds that a device takes for a batch."""
 
     def cost(sizes: NDArray[np.int64], longest: NDArray[np.int64], /) -> NDArray[np.float64]:
         return np.asarray(launch_ms + job_ms * sizes + token_ms * sizes * longest, dtype=np.float64)
@@ -26,7 +26,7 @@ def takes(launch_ms: float, job_ms: float = 0.0, token_ms: float = 0.0) -> CostF
 
 # -- Deadlines ---------------------------------------------------------------------------------------------------------
 
-# In these, one job's batch takes 100 ms.
+# In these tests a batch of one job takes 100 ms.
 
 
 @pytest.mark.parametrize("length", [None, 5])
@@ -52,13 +52,13 @@ def test_of_several_deadlines_at_risk_the_earliest_goes_first() -> None:
     assert chosen(planner(takes(100), max_batch_size=1).choose(waiting, 0.0)) == [2]
 
 
-def test_a_lost_deadline_does_not_keep_another_one_from_being_kept() -> None:
+def test_a_lost_deadline_does_not_prevent_another_from_being_kept() -> None:
     waiting = [job(0), job(1, deadline=0.05), job(2, deadline=0.15), job(3, deadline=-1.0)]
     assert chosen(planner(takes(100), max_batch_size=1).choose(waiting, 0.0)) == [2]
 
 
-# Its first version cut batches short. With more work than the device could do, and all of it to expire, it soon ran
-# batches of one.
+# The first version made batches smaller because of deadlines. With more work than the device could do, and all of it
+# expiring, it soon ran batches of one.
 @pytest.mark.parametrize("length", [None, 5])
 def test_in_overload_batches_stay_full_though_every_job_will_expire(length: int | None) -> None:
     busy = planner(takes(50, job_ms=1), max_batch_size=16)
@@ -77,7 +77,7 @@ def test_in_overload_batches_stay_full_though_every_job_will_expire(length: int 
     assert set(sizes) == {16}
 
 
-def test_a_deadline_that_nothing_threatens_changes_nothing() -> None:
+def test_a_deadline_that_is_not_at_risk_changes_nothing() -> None:
     waiting = [job(seq, 5, deadline=60.0) for seq in range(4)]
     batch = planner(takes(10)).choose(waiting, 0.0)
     assert batch is not None
@@ -95,7 +95,7 @@ def test_the_age_bound_comes_before_deadlines() -> None:
     assert batch.closed_by == "full"
 
 
-def test_no_batch_waits_for_more_jobs_at_the_price_of_a_deadline() -> None:
+def test_a_batch_stops_waiting_for_more_jobs_before_a_deadline_is_lost() -> None:
     patient = planner(takes(100), max_wait_ms=500)
     waiting = [job(0), job(1, deadline=0.4)]
     assert patient.due_at(waiting) == pytest.approx(0.3)
@@ -103,7 +103,7 @@ def test_no_batch_waits_for_more_jobs_at_the_price_of_a_deadline() -> None:
     assert chosen(patient.choose(waiting, patient.due_at(waiting))) == [0, 1]
 
 
-# -- Small requests ----------------------------------------------------------------------------------------------------
+# -- Small jobs --------------------------------------------------------------------------------------------------------
 
 
 def test_jobs_within_the_threshold_go_before_longer_ones_of_their_priority() -> None:
@@ -123,13 +123,13 @@ def test_small_jobs_go_first_within_the_age_bound_only() -> None:
     assert chosen(quick.choose(waiting, 1.0)) == [0]
 
 
-# -- Nobody starves ----------------------------------------------------------------------------------------------------
+# -- No starvation -----------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_an_old_job_runs_after_at_most_as_many_batches_as_jobs_are_before_it_in_claim_order(data: Any) -> None:
-    """The arrivals are an adversary's: always more urgent, shorter, more important than whoever waits longest."""
+    """An adversary chooses the arrivals: more urgent, shorter and more important jobs than those that wait."""
     fair = planner(
         takes(20, 1, 0.1),
         max_age_ms=1000,
@@ -152,7 +152,7 @@ def test_an_old_job_runs_after_at_most_as_many_batches_as_jobs_are_before_it_in_
                 left.setdefault(waiting_job.seq, place)
         batch = fair.choose(waiting, now)
         assert batch is not None
-        assert batch.closed_by in CLOSED_BY
+        assert batch.closed_by in get_args(ClosedBy)
         ran = set(chosen(batch))
         waiting = [job for job in waiting if job.seq not in ran]
         for seq in left.keys() - ran:
@@ -163,7 +163,7 @@ def test_an_old_job_runs_after_at_most_as_many_batches_as_jobs_are_before_it_in_
 
 
 @pytest.mark.parametrize("length", [None, 80])
-def test_a_job_that_everybody_is_put_before_runs_once_it_is_old(length: int | None) -> None:
+def test_a_job_that_all_others_overtake_runs_once_it_has_waited_max_age_ms(length: int | None) -> None:
     fair = planner(takes(100), max_age_ms=1000, max_batch_size=1)
     waiting = [job(0, length, priority=9)]
     now = 0.0
