@@ -23,6 +23,34 @@ nothing of `celery.worker`.
 | `Channel._q_for_pri` | the Redis key of a queue and priority | `queue_key` | publisher |
 | `Channel._create_client`, `.pool` | a Redis client that outlives one message | `redis_client` | publisher |
 | `Channel.connection.client.declared_entities` | hashes of declared queues | `declared_entities` | publisher |
+
+The worker uses these, too. Only what begins with `_` or belongs to a backend is used through this file, because the
+rest is imported from `celery.worker` or overridden in a class.
+
+| name | what for | who uses it |
+|---|---|---|
+| `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
+| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message` | overridden | consumer |
+| `Consumer.on_close`, `.stop`, `.shutdown` | overridden | consumer |
+| `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
+| `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
+| `Consumer.disable_rate_limits`, `.task_buckets` | which tasks have a rate limit | fetch |
+| `app.amqp.Consumer` | replaces the class of the task consumer | consumer |
+| `app.amqp.Router`, `.queues` | where calls of a task go | settings |
+| `kombu.Consumer._basic_consume`, `._active_tags` | fetches nothing from a queue | consumer |
+| `Channel.priority_steps`, `.sep`, `.global_keyprefix` | the keys of a queue | consumer |
+| `virtual.Channel.codecs`, `.decode_body` | decodes a message's body | kombu_message |
+| `state.requests`, `.reserved_requests`, `.active_requests` | what `inspect` shows | worker_state, bridge |
+| `state.scheduled_requests`, `.total_count`, `.all_total_count` | what `inspect` shows | worker_state, bridge |
+| `state.revoked`, `.revoked_stamps` | what was revoked | fetch, settle |
+| `state.should_stop` | ends the worker with an exit code | settle |
+| `Request.__init__`, `.on_success`, `.on_accepted`, `.revoked` | Celery's request for a job | kombu_message, settle |
+| `Request._payload` | arguments and embedded signatures | request, replay |
+| `trace.build_tracer`, `.task_has_custom` | stores and announces outcomes; which hooks a task has | replay, settle |
+| `Task.__trace__` | the tracer of a task | replay |
+| `RedisBackend.on_chord_part_return`, `.chord_expires` | how the parts of a chord are kept | store |
+| `RedisBackend._chord_zset`, `._chord_result_expires` | the same | store |
+| `celery.backends.redis.CHORD_PART_RETURN_LUA` | the same | store |
 """
 
 import hashlib
@@ -40,7 +68,7 @@ from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 from kombu import Consumer
 
-__all__ = ["add_autoretry_behaviour", "head_from_fun", "saferepr"]
+__all__ = ["head_from_fun", "saferepr"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
