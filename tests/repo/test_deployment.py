@@ -122,10 +122,12 @@ def test_valkey_starts_with_its_command_and_keeps_the_queue(compose: dict[str, A
 
 
 def test_worker_health_check_and_producer_run_with_their_commands(
-    services: Services, redis_url: str, root: Path
+    services: Services, redis_url: str, root: Path, tmp_path: Path
 ) -> None:
     env = dict.fromkeys(services["worker"]["environment"], redis_url)
     assert set(env) == {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"}
+    (tmp_path / "quick.toml").write_text("[worker]\nwarm_up_s = 0.5\n")  # by default it measures for 10 s
+    env["BATCHERY_CONFIG"] = str(tmp_path / "quick.toml")
     health = services["worker"]["healthcheck"]["test"][1:]
     assert finished([*health, "--timeout", "0.1"], folder=root, env=env).returncode == 1
     with running(services["worker"]["command"], folder=root, env=env) as worker:

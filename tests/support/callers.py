@@ -47,11 +47,11 @@ def unsettled(client: redis.Redis) -> dict[bytes, int]:
 
 @contextmanager
 def held_back(app: Celery, client: redis.Redis, queue: str = "celery") -> Iterator[None]:
-    """What is sent within the block is claimed together, after it: until then the worker does not take from `queue`."""
+    """The one worker leaves `queue` alone during the block, and claims together what was sent to it meanwhile."""
     aside = f"test:aside:{queue}"
     client.rename(queue, aside) if client.exists(queue) else None
     app.control.cancel_consumer(queue, reply=True)
     try:
         yield
     finally:
-        app.control.add_consumer(queue, reply=True)
+        app.control.add_consumer(queue, reply=True, limit=1)
