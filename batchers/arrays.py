@@ -38,8 +38,7 @@ def as_array(value: Any, label: str) -> Any:
     if isinstance(value, list) and value and is_array(value[0]):
         raise TypeError(f"{label} is a list of arrays: stack them into one, or make several arguments a tuple.")
     if not isinstance(value, (list, int, float, complex, np.generic)):
-        kind = type(value).__name__
-        raise TypeError(f"{label} is a {kind}, but must be an array, a number or a list of numbers, not nested deeper.")
+        raise TypeError(f"{label} is a {type(value).__name__}: give an array, a number, or a list of numbers or lists.")
     try:
         array = np.asarray(value)
     except ValueError:

@@ -47,7 +47,6 @@ class Batcher(Protocol):
         Raises:
             TypeError, ValueError: an item cannot be batched, alone or with the others; the message says which and why.
         """
-        ...
 
     def unbatch(self, outputs: Any, context: Any) -> list[Any]:
         """Return one output per item, in the order of the items.
@@ -55,7 +54,6 @@ class Batcher(Protocol):
         Raises:
             OutputMismatch: `outputs` does not have one part for each item.
         """
-        ...
 
 
 def label(name: Hashable) -> str:
@@ -76,8 +74,7 @@ def form_of(value: Any) -> Form:
 def arguments(item: Any) -> tuple[Form, dict[Hashable, Any]]:
     """Return an item's form and its arguments by key or position; an item that is one array is under None.
 
-    Raises:
-        TypeError, ValueError: an argument is no array of numbers (see `as_array`), or the item is empty.
+    Raises a TypeError or ValueError if an argument is no array of numbers, or the item is empty.
     """
     form = form_of(item)
     entries: Iterable[tuple[Hashable, Any]] = [(None, item)]
@@ -92,9 +89,8 @@ def arguments(item: Any) -> tuple[Form, dict[Hashable, Any]]:
 def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
     """Return the form of the items and, for each argument, the arrays of all items in order.
 
-    Raises:
-        TypeError, ValueError: there are no items, an item is not made of arrays, or its form, arguments, library, dtype
-            or device differ from those of the first.
+    Raises a TypeError or ValueError if there are no items, an item is not made of arrays, or its form, arguments,
+    library, dtype or device differ from those of the first.
     """
     if len(items) == 0:
         raise ValueError("A batch needs at least one item.")
@@ -105,14 +101,16 @@ def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
         except (TypeError, ValueError) as error:
             raise type(error)(f"Item {index}: {error}") from error
     form, first = rows[0]
-    kinds = {name: kind_of(array) for name, array in first.items()}
     for index, (other, arrays) in enumerate(rows):
         if other != form or arrays.keys() != first.keys():
             raise TypeError(f"Item {index} is a {other} of {[*arrays]}, item 0 a {form} of {[*first]}: {_ADVICE}")
-        for name, array in arrays.items():
-            if kind_of(array) != kinds[name]:
-                raise TypeError(f"Item {index}: {label(name)} is {kind_of(array)}, item 0 {kinds[name]}: {_ADVICE}")
-    return form, {name: [arrays[name] for _, arrays in rows] for name in first}
+    columns = {name: [arrays[name] for _, arrays in rows] for name in first}
+    for name, column in columns.items():
+        kinds = [*map(kind_of, column)]
+        for index, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise TypeError(f"Item {index}: {label(name)} is {kind}, item 0 {kinds[0]}: {_ADVICE}")
+    return form, columns
 
 
 def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice: str) -> None:
@@ -143,13 +141,10 @@ def split(
     input_rows: int | None = None,
     name: Hashable = None,
 ) -> list[Any]:
-    """Split outputs into one per item, by the rules at the head of this file.
+    """Split outputs into one per item, by the rules at the head of this file, or raise an OutputMismatch.
 
     An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it. `name` is the key
     or position among the outputs at the top; None if there is only one output.
-
-    Raises:
-        OutputMismatch: the outputs do not have one part for each of the `count` items.
     """
     if is_array(outputs):
         rows = outputs.shape[0] if outputs.ndim else "no"

@@ -35,8 +35,8 @@ class BucketBatcher:
         lengths = next(iter(context.values())).lengths
         for index, length in enumerate(lengths):
             if edge(self.buckets, length) != edge(self.buckets, lengths[0]):
-                both = f"Item {index} is {length} long, item 0 {lengths[0]}"
-                raise ValueError(f"{both}: not of one bucket of {self.buckets}. Keep them apart with shape_class().")
+                sizes = f"Item {index} is {length} long, item 0 {lengths[0]}"
+                raise ValueError(f"{sizes}: not of one bucket of {self.buckets}. Keep them apart with shape_class().")
         return inputs, context
 
     def unbatch(self, outputs: Any, context: Spans) -> list[Any]:

@@ -22,12 +22,7 @@ class ConcatBatcher:
         form, columns = gather(items)
         for name, column in columns.items():
             check_shapes(name, column, 0, "all dims but the first must be equal.")
-        rows = []
-        for index in range(len(items)):
-            try:
-                rows.append(_rows({name: column[index] for name, column in columns.items()}))
-            except ValueError as error:
-                raise ValueError(f"Item {index}: {error}") from error
+        rows = [_rows({name: column[index] for name, column in columns.items()}, index) for index in range(len(items))]
         inputs = {name: library(column[0]).concatenate(column) for name, column in columns.items()}
         return assemble(form, inputs), tuple(rows)
 
@@ -54,12 +49,12 @@ class ConcatBatcher:
         return class_of(form, arrays, dict.fromkeys(arrays, 0))
 
 
-def _rows(arrays: dict[Hashable, Any]) -> int:
-    counts = []
-    for name, array in arrays.items():
-        if not array.ndim:
-            raise ValueError(f"{label(name)} is a single number, which has no rows: StackBatcher takes those.")
-        counts.append(int(array.shape[0]))
-    if len(set(counts)) > 1:
-        raise ValueError(f"the arguments {[*arrays]} have {counts} rows: all must have the same number.")
-    return counts[0]
+def _rows(arrays: dict[Hashable, Any], index: int | None = None) -> int:
+    counts = [array.shape[0] if array.ndim else None for array in arrays.values()]
+    if counts[0] is not None and counts.count(counts[0]) == len(counts):
+        return int(counts[0])
+    item = "" if index is None else f"Item {index}: "
+    if None in counts:
+        name = [*arrays][counts.index(None)]
+        raise ValueError(f"{item}{label(name)} is a single number, which has no rows: StackBatcher takes those.")
+    raise ValueError(f"{item}the arguments {[*arrays]} have {counts} rows: all must have the same number.")

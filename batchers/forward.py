@@ -19,7 +19,6 @@ class Predictor(Protocol):
 
     def predict(self, batch: Any) -> Any:
         """Return the outputs for `batch`, which is the inputs that the batcher made."""
-        ...
 
 
 class Collated(NamedTuple):
@@ -54,7 +53,8 @@ def collate(predictor: Predictor, items: Sequence[Any], sizes: Sequence[int] = (
 
 def run(predictor: Predictor, batch: Collated, device: str) -> list[Any]:
     """Do the second half of `forward`."""
-    with _without_gradients():
+    # A model that uses torch has imported it by now.
+    with getattr(sys.modules.get("torch"), "inference_mode", contextlib.nullcontext)():
         outputs = predictor.predict(move(batch.inputs, lambda tensor: tensor.to(device)))
     answers = predictor.batcher.unbatch(move(outputs, lambda tensor: tensor.to("cpu")), batch.context)
     if len(answers) != batch.rows:
@@ -78,8 +78,3 @@ def move(arrays: Any, tensor_to: Callable[[Any], Any]) -> Any:
             return arrays
         return arrays._make(parts) if hasattr(arrays, "_make") else tuple(parts)
     return arrays
-
-
-def _without_gradients() -> contextlib.AbstractContextManager[Any]:
-    # A model that uses torch has imported it by now.
-    return getattr(sys.modules.get("torch"), "inference_mode", contextlib.nullcontext)()

@@ -1,6 +1,5 @@
 """Isolation: a failed batch is run again in halves until the bad job stands alone. Errors are classified here too."""
 
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,8 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     The errors that led to this one count too: its causes, and the errors during whose handling it was raised.
     """
-    chain = [*_chain(error)]
-    return any(map(_reports_out_of_memory, chain)) and not any(map(is_sticky, chain))
+    return any(map(_reports_out_of_memory, _chain(error))) and not is_sticky(error)
 
 
 def is_sticky(error: BaseException) -> bool:
@@ -46,9 +44,8 @@ def is_sticky(error: BaseException) -> bool:
 
 
 def _reports_out_of_memory(error: BaseException) -> bool:
-    # If torch is not imported, the error is not torch's. CuPy and older torch have classes of the same name.
-    torch_class = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    if isinstance(error, (MemoryError, torch_class)) or type(error).__name__ == "OutOfMemoryError":
+    # The class is known by its name, which CuPy's and every torch's have, because neither need be imported.
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     return any(word in _text(error) for word in _OUT_OF_MEMORY)
 

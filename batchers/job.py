@@ -21,7 +21,7 @@ ClosedBy = Literal[
 
 
 class JobState(IntEnum):
-    """Where a job is on its way. The engine's job table says who moves it from which state to which."""
+    """The stage of a job. The engine's job table lists which event moves a job from which state to which."""
 
     NEW = 0
     PREPARING = 1
@@ -41,7 +41,6 @@ class Job(msgspec.Struct, eq=False):
     """
 
     id: str
-    #: Name of the called task.
     task: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -81,10 +80,7 @@ class Outcome(msgspec.Struct, eq=False):
 
 
 class Batch(msgspec.Struct, eq=False):
-    """Jobs that run together.
-
-    `started_at` and `finished_at` are seconds on the engine's clock, set by the thread that runs the batch.
-    """
+    """Jobs that run together. Times are seconds on the engine's clock, set by the thread that runs the batch."""
 
     task: str
     jobs: list[Job]

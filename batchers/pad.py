@@ -61,13 +61,13 @@ class PadBatcher:
     unpad: PerOutput | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        _set(self, "padding", _numbers("padding", self.padding))
+        object.__setattr__(self, "padding", _numbers("padding", self.padding))
         if self.unpad is not None:
-            _set(self, "unpad", _numbers("unpad", self.unpad))
+            object.__setattr__(self, "unpad", _numbers("unpad", self.unpad))
         if self.side not in ("right", "left"):
             raise ValueError(f"side={self.side!r}: give 'right' or 'left'.")
         if self.pad_to is not None and not isinstance(self.pad_to, int):
-            _set(self, "pad_to", ascending("pad_to", self.pad_to))
+            object.__setattr__(self, "pad_to", ascending("pad_to", self.pad_to))
         elif self.pad_to is not None and self.pad_to < 1:
             raise ValueError(f"pad_to={self.pad_to}: give a multiple of 1 or more.")
 
@@ -182,10 +182,6 @@ def _padded_size(longest: int, pad_to: int | Sequence[int] | None) -> int:
     if isinstance(pad_to, int):
         return -(-longest // pad_to) * pad_to
     return edge(pad_to or (), longest) or longest
-
-
-def _set(batcher: Any, name: str, value: Any) -> None:
-    object.__setattr__(batcher, name, value)  # The dataclass is frozen, except for its own `__post_init__`.
 
 
 def _numbers(what: str, option: Any) -> Any:

@@ -28,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--payload", choices=sorted(PAYLOADS), default="small", help="an integer, 384 floats out, or 100 kB in"
     )
-    parser.add_argument("--messages", type=int, help="for Batchery and the floor (default 10,000, large 2,000)")
-    parser.add_argument("--slow-messages", type=int, help="for the others (default 1,500, large or delayed 500)")
+    parser.add_argument(
+        "--messages", type=int, help="messages for Batchery and the floor (default 10,000, large 2,000)"
+    )
+    parser.add_argument(
+        "--slow-messages", type=int, help="messages for the others (default 1,500, large or delayed 500)"
+    )
     parser.add_argument(
         "--rounds", type=int, default=5, help="rounds of all contenders in turn; medians count (default 5)"
     )

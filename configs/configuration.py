@@ -1,7 +1,7 @@
-"""What a deployment says of its workers and tasks: a shipped preset, a TOML file, or options made in code.
+"""The configuration of a deployment: a shipped preset, a TOML file, or options made in code.
 
-A file has the tables `[worker]`, `[defaults]` (every batch task, where code and annotations say nothing) and
-`[tasks."a.name"]` (one task, whatever its code says); `preset = "gpu"` makes it start from a shipped one.
+A file has the tables `[worker]`, `[defaults]` (for every batch task, unless its code or `task_annotations` set the
+option) and `[tasks."a.name"]` (for one task, also against its code). With `preset = "gpu"` it starts from that preset.
 """
 
 import difflib
@@ -62,10 +62,11 @@ class Configuration(Struct):
 
 
 def load_configuration(given: WorkerOptions | str | Path | None, environ: Mapping[str, str]) -> Configuration:
-    """Return the configuration that was `given`: options, a preset's name, a path; None: what `environ` names.
+    """Return the configuration that `given` is or names: options, a preset's name, or a path.
 
-    That is `BATCHERY_CONFIG`, else the preset "default". `BATCHERY_TASKS` (names, with commas) says in any case which
-    tasks are served. Nothing is raised, because the app may not fit either: the result lists its `problems`.
+    Without it the variable `BATCHERY_CONFIG` names a preset or a path; the last resort is the preset "default". The
+    variable `BATCHERY_TASKS` (names with commas between them) overrules which tasks are served. No error is raised,
+    because the app may not fit the configuration either: the result lists its `problems`.
     """
     if isinstance(given, WorkerOptions):
         usual, values = asdict(WorkerOptions()), asdict(given)
@@ -83,7 +84,7 @@ def load_configuration(given: WorkerOptions | str | Path | None, environ: Mappin
 
 
 def _read(choice: str | Path, by: str) -> Configuration:
-    """Return what a preset or a file says; `by` says who chose it."""
+    """Return the configuration that a preset or a file makes; `by` says who chose it."""
     is_path = isinstance(choice, Path) or choice.endswith(".toml") or "/" in choice or "\\" in choice
     source = f"{choice}" if is_path else f"preset {choice}"
     try:
@@ -104,9 +105,9 @@ def _read(choice: str | Path, by: str) -> Configuration:
 
 
 def _add(result: Configuration, document: Mapping[str, Any], source: str) -> None:
-    """Put a document on top of what was read before, and tell what is wrong in it."""
+    """Add the settings of a document, which overrule earlier ones, and everything that is wrong in it."""
     result.problems += [f"{key}: {_misplaced(key, _TOP_LEVEL)}" for key in document if key not in _TOP_LEVEL]
-    tables = [
+    tables: list[tuple[type[Options], str, Any, dict[str, Setting]]] = [
         (WorkerOptions, "[worker]", document.get("worker", {}), result.worker),
         (TaskOptions, "[defaults]", document.get("defaults", {}), result.defaults),
     ]
@@ -140,7 +141,7 @@ def option_value(kind: type[Options], name: str, value: Any) -> Any:
 
 
 def did_you_mean(word: object, possible: Collection[str]) -> str:
-    """Say which of `possible` was meant, if one is like `word`, and what is possible."""
+    """Return a hint: the word among `possible` that is most like `word`, and all that are possible."""
     close = difflib.get_close_matches(f"{word}", possible, 1)
     meant = f'Did you mean "{close[0]}"? ' if close else ""
     return f"{meant}Possible: {', '.join(sorted(possible)) or 'none'}."
@@ -161,6 +162,6 @@ def task_table(name: str) -> str:
 
 
 def _misplaced(key: str, possible: Collection[str]) -> str:
-    """Say of an unknown key where it belongs, or what was meant."""
+    """Return a hint for an unknown key: where it belongs, or which word was meant."""
     belongs = [f"this is {words}." for kind, words in _TABLES.items() if key in kind.__struct_fields__]
     return belongs[0] if belongs else f"there is no such option here. {did_you_mean(key, possible)}"

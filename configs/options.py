@@ -34,11 +34,12 @@ def check_option(kind: type[Options], name: str, value: Any) -> None:
     """Raise a ValueError if an option cannot have this value, whatever the other options are."""
     (option,) = (option for option in fields(kind) if option.name == name)
     try:
-        convert(value, option.type)
+        # msgspec takes no subclass of float, such as numpy's.
+        convert(float(value) if isinstance(value, float) else value, option.type)
         possible = not isinstance(value, Set)  # msgspec takes a set for a list, but a set has no order
     except ValidationError:
         possible = False
-    if not possible or (option.type is _Sizes and [*value] != sorted({*value})):
+    if not possible or (option.type == _Sizes and [*value] != sorted({*value})):
         allowed = option.type.__metadata__[-1].description
         raise ValueError(f"{name} = {value!r} is not possible: it must be {allowed}.")
 

@@ -19,7 +19,7 @@ from kombu.exceptions import EncodeError
 from . import private
 from .codec import serializer
 from .codec.json import is_plain
-from .publisher import Publisher, encode_message
+from .publisher import Publisher, kombu_message
 
 #: Message header: when the caller sent the job, in seconds since the epoch on the caller's clock.
 ENQUEUED_AT = "batchery_enqueued_at"
@@ -40,7 +40,7 @@ def publish_options(
     for name, value in (("argsrepr", args), ("kwargsrepr", kwargs)):
         shown = serializer.summarise(value)
         if shown is not value and name not in options:
-            ours[name] = private.show_arguments(app, shown)
+            ours[name] = private.saferepr(shown, private.argsrepr_size(app))
     producer = options.get("producer")
     if isinstance(producer, Producer):  # a group or a chord brings it, for example
         yield {**ours, "producer": Publisher(producer)}
@@ -100,7 +100,7 @@ class _Template:
         # Without a result, so that Celery does not begin to wait for it.
         task.apply_async(args, **{**options, "producer": recorder, "ignore_result": True, "add_to_parent": False})
         self._body, given = published[0]
-        self._app = task.app
+        self._argsrepr_size = private.argsrepr_size(task.app)
         self._hides_args = "argsrepr" in options
         #: Options of `kombu.Producer.publish`, the same for all calls. Celery's `argsrepr` is of this call alone.
         self.options = {name: value for name, value in given.items() if name != "argsrepr"}
@@ -122,7 +122,7 @@ class _Template:
             args = calls[place]
             headers = {**self._headers, "id": task_id}
             if not self._hides_args:
-                headers["argsrepr"] = private.show_arguments(self._app, serializer.summarise(args))
+                headers["argsrepr"] = private.saferepr(serializer.summarise(args), self._argsrepr_size)
             if is_root:
                 headers["root_id"] = task_id
             try:
@@ -130,7 +130,7 @@ class _Template:
             except Exception as exc:  # whatever an object's own methods raise
                 raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
             body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
-            yield encode_message(headers, body, self.options, task_id, task_id, msgspec.json.encode)
+            yield msgspec.json.encode(kombu_message(headers, body, self.options, task_id, task_id))
 
 
 class BulkResult(Sequence[AsyncResult]):

@@ -9,11 +9,11 @@ nothing of `celery.worker`.
 | `Task.__header__` | checks a call's arguments where it is sent | `ARGUMENT_CHECK` | batch_task |
 | `Task._decorated` | tells a class that `app.task` made of a function | `DECORATED` | batch_task |
 | `Task._dump_pydantic_arguments` | not None with `pydantic=True` | `pydantic_dump` | definition |
-| `Task._orig_run` | Celery wraps no `run` that has one for `autoretry_for` | `ORIGINAL_RUN` | batch_task, local |
-| `celery.app.autoretry.add_autoretry_behaviour` | retries one call as Celery does | re-export | local |
-| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | definition |
+| `Task._orig_run` | Celery retries no `run` of a task that has it | `ORIGINAL_RUN`, `retried` | batch_task, local |
+| `celery.app.autoretry.add_autoretry_behaviour` | retries a function as Celery does `run` | `retried` | local, replay |
+| `celery.app.annotations.resolve_all`, `app.annotations` | what `task_annotations` say | `annotations` | batch_task |
 | `celery.utils.functional.head_from_fun` | makes a quick check of arguments | re-export | signature |
-| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `show_arguments` | client |
+| `celery.utils.saferepr.saferepr`, `app.amqp.argsrepr_maxsize` | arguments for logs | `argsrepr_size` | client |
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
@@ -23,13 +23,41 @@ nothing of `celery.worker`.
 | `Channel._q_for_pri` | the Redis key of a queue and priority | `queue_key` | publisher |
 | `Channel._create_client`, `.pool` | a Redis client that outlives one message | `redis_client` | publisher |
 | `Channel.connection.client.declared_entities` | hashes of declared queues | `declared_entities` | publisher |
+
+The worker uses these, too. Only what begins with `_` or belongs to a backend is used through this file, because the
+rest is imported from `celery.worker` or overridden in a class.
+
+| name | what for | who uses it |
+|---|---|---|
+| `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
+| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message` | overridden | consumer |
+| `Consumer.on_close`, `.stop`, `.shutdown` | overridden | consumer |
+| `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
+| `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
+| `Consumer.disable_rate_limits`, `.task_buckets` | which tasks have a rate limit | fetch |
+| `app.amqp.Consumer` | replaces the class of the task consumer | consumer |
+| `app.amqp.Router`, `.queues` | where calls of a task go | settings |
+| `kombu.Consumer._basic_consume`, `._active_tags` | fetches nothing from a queue | consumer |
+| `Channel.priority_steps`, `.sep`, `.global_keyprefix` | the keys of a queue | consumer |
+| `virtual.Channel.codecs`, `.decode_body` | decodes a message's body | kombu_message |
+| `state.requests`, `.reserved_requests`, `.active_requests` | what `inspect` shows | worker_state, bridge |
+| `state.scheduled_requests`, `.total_count`, `.all_total_count` | what `inspect` shows | worker_state, bridge |
+| `state.revoked`, `.revoked_stamps` | what was revoked | fetch, settle |
+| `state.should_stop` | ends the worker with an exit code | settle |
+| `Request.__init__`, `.on_success`, `.on_accepted`, `.revoked` | Celery's request for a job | kombu_message, settle |
+| `Request._payload` | arguments and embedded signatures | request, replay |
+| `trace.build_tracer`, `.task_has_custom` | stores and announces outcomes; which hooks a task has | replay, settle |
+| `Task.__trace__` | the tracer of a task | replay |
+| `RedisBackend.on_chord_part_return`, `.chord_expires` | how the parts of a chord are kept | store |
+| `RedisBackend._chord_zset`, `._chord_result_expires` | the same | store |
+| `celery.backends.redis.CHORD_PART_RETURN_LUA` | the same | store |
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery
 from celery.app.annotations import resolve_all
@@ -40,25 +68,29 @@ from celery.utils.functional import head_from_fun
 from celery.utils.saferepr import saferepr
 from kombu import Consumer
 
-__all__ = ["add_autoretry_behaviour", "head_from_fun"]
+__all__ = ["head_from_fun", "saferepr"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
 #: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
 _KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
+argsrepr_size: Callable[[Celery], int] = attrgetter("amqp.argsrepr_maxsize")
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
 receivers: Callable[[Any], list[Any]] = attrgetter("receivers")
 kombu_errors: Callable[[Any], AbstractContextManager[None]] = methodcaller("_reraise_as_library_errors")
 declared_entities: Callable[[Any], set[int]] = attrgetter("connection.client.declared_entities")
 
 
+def retried(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    twin = object.__new__(type(task))
+    vars(twin).update({name: value for name, value in vars(task).items() if name != ORIGINAL_RUN}, run=run)
+    add_autoretry_behaviour(twin)
+    return cast(Callable[..., Any], twin.run)
+
+
 def annotations(task_class: Any) -> Iterable[Mapping[str, Any]]:
     yield from resolve_all(task_class.app.annotations, task_class)
-
-
-def show_arguments(app: Celery, arguments: Any) -> str:
-    return str(saferepr(arguments, app.amqp.argsrepr_maxsize))
 
 
 def routes_by_name(app: Celery) -> bool:

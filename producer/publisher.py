@@ -17,8 +17,6 @@ _KNOWN_OPTIONS = frozenset(
     "delivery_mode priority correlation_id reply_to expiration argsrepr kwargsrepr "
     "immediate mandatory".split()  # these two mean nothing on Redis
 )
-#: Properties that are in a message only if the caller gave them.
-_OPTIONAL = ("argsrepr", "kwargsrepr")
 _CONTENT = {"json": ("application/json", "utf-8"), serializer.NAME: (serializer.CONTENT_TYPE, "binary")}
 _KOMBUS_PUBLISH = ("kombu.messaging", "Producer.publish")
 
@@ -75,17 +73,10 @@ class Publisher:
         private.redis_client(channel).lpush(queue, *messages)
 
 
-def encode_message(
-    headers: Mapping[str, Any],
-    body: bytes,
-    options: Mapping[str, Any],
-    task_id: str,
-    tag: str,
-    encode: Callable[[Any], bytes] = encode_json,
-) -> bytes:
-    """Return a message as kombu's Redis transport writes it, with the properties that kombu makes of these options.
+def kombu_message(headers: Any, body: bytes, options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:
+    """Return a message as kombu's Redis transport writes it in JSON, with the properties that kombu makes of `options`.
 
-    No other message may have the `tag`. `encode` makes JSON of the whole.
+    No other message may have the `tag`.
     """
     properties = {
         "correlation_id": task_id,
@@ -96,26 +87,25 @@ def encode_message(
         "body_encoding": "base64",
         "delivery_tag": tag,
     }
-    properties.update((name, options[name]) for name in _OPTIONAL if name in options)
+    properties.update((name, options[name]) for name in ("argsrepr", "kwargsrepr") if name in options)
     if (seconds := options.get("expiration")) is not None:
         properties["expiration"] = str(int(1000 * seconds))
     content_type, content_encoding = _CONTENT[options["serializer"]]
-    return encode(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": content_encoding,
-            "content-type": content_type,
-            "headers": headers,
-            "properties": properties,
-        }
-    )
+    return {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": content_encoding,
+        "content-type": content_type,
+        "headers": headers,
+        "properties": properties,
+    }
 
 
 def _encode_call(body: Any, options: Mapping[str, Any]) -> bytes | None:
     """Return the message of one call; None if it cannot be encoded, because kombu's error says why."""
     try:
         encoded = serializer.join(*serializer.encode_by(options["serializer"], body))
-        return encode_message(options["headers"], encoded, options, options["correlation_id"], str(uuid.uuid4()))
+        task_id, tag = options["correlation_id"], str(uuid.uuid4())
+        return encode_json(kombu_message(options["headers"], encoded, options, task_id, tag))
     except Exception:  # whatever an object's own methods raise
         return None
 

@@ -29,8 +29,10 @@ WAIT_SLICE_S = 0.2
 #: Seconds beyond its wait for which a worker counts as the watcher: if it dies, nobody else watches for that long.
 WATCHER_GRACE_S = 1.0
 
-#: Seconds between two tries of what Redis refused: the first pause, which doubles up to the second value.
-RETRY_PAUSES_S = (0.1, 2.0)
+#: Seconds between two tries of what Redis refused. The first pause is short, because a cut connection is soon back; it
+#: doubles up to the longest, so that a server that is away is not flooded.
+RETRY_FIRST_PAUSE_S = 0.1
+RETRY_LONGEST_PAUSE_S = 2.0
 
 # -- Engine ------------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ layers, 4 % and 18 % with the formula alone, 6 % and 44 % with a table alone.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from math import log2
 from typing import Any
@@ -36,8 +35,7 @@ DEFAULT_LAUNCH_TOKENS = 1500.0
 #: Milliseconds per token before the first measurement. It is low so that no deadline is given up because of a guess.
 _DEFAULT_TOKEN_MS = 0.001
 
-#: Measurements kept for each shape. The model uses their median, so it ignores two slow runs among five and believes
-#: three.
+#: Measurements kept for each shape. Their median counts, so two slow runs among five are ignored and three believed.
 _KEPT_PER_SHAPE = 5
 
 #: Observations of other shapes after which a local correction counts half, so that a shape that was slow is retried.
@@ -60,19 +58,6 @@ _PRIOR_WEIGHT = 0.001
 _SUBSETS = np.array([*product((0.0, 1.0), repeat=5)][1:])
 
 
-@dataclass(slots=True)
-class _Shape:
-    """The last measurements near one shape, each as (ms relative to the linear cost, count, longest, ms)."""
-
-    kept: deque[tuple[float, int, int, float]] = field(default_factory=lambda: deque(maxlen=_KEPT_PER_SHAPE))
-    seen_at: int = 0
-
-    @property
-    def median(self) -> tuple[int, int, float]:
-        """The lower median, because a first run is often slow for reasons that do not recur."""
-        return sorted(self.kept)[(len(self.kept) - 1) // 2][1:]
-
-
 class CostModel:
     """Milliseconds that a batch takes, by its number of jobs and its longest job; a `CostFunction`. Not thread-safe.
 
@@ -87,7 +72,9 @@ class CostModel:
         self._max_size = max_batch_size
         self._max_tokens = max_batch_tokens
         self._preferred = preferred_batch_sizes
-        self._shapes: dict[tuple[int, int], _Shape] = {}
+        # The last measurements near each shape, each as (ms relative to the linear cost, count, longest, ms).
+        self._measured: dict[tuple[int, int], deque[tuple[float, int, int, float]]] = {}
+        self._measured_at: dict[tuple[int, int], int] = {}
         self._observed = 0
         self._not_in_table = 0
         self._sizes = _knots(max_batch_size)
@@ -102,10 +89,9 @@ class CostModel:
         """
         counts = _coarse_to_fine(sorted(self._preferred) or _levels(self._max_size, 1))
         lengths = _coarse_to_fine(_levels(longest, 8)) if longest else [0]
-        ranked = sorted(
-            product(enumerate(counts), enumerate(lengths)), key=lambda pair: (max(pair[0][0], pair[1][0]), pair[0][0])
-        )
-        return list(dict.fromkeys((self._fitting(count, length), length) for (_, count), (_, length) in ranked))
+        ranked = sorted(np.ndindex(len(counts), len(lengths)), key=lambda place: (max(place), place[0]))
+        shapes = ((counts[row], lengths[column]) for row, column in ranked)
+        return list(dict.fromkeys((self._fitting(count, length), length) for count, length in shapes))
 
     def observe(self, count: int, longest: int | None, ms: float) -> None:
         """Record that a batch of `count` jobs padded to `longest` took `ms`; impossible values are ignored."""
@@ -114,9 +100,9 @@ class CostModel:
             return
         self._observed += 1
         half_octaves = round(2 * log2(count)), round(2 * log2(max(1, length)))
-        shape = self._shapes.setdefault(half_octaves, _Shape())
-        shape.kept.append((ms / _linear_cost(count, length), count, length, ms))
-        shape.seen_at = self._observed
+        measured = self._measured.setdefault(half_octaves, deque(maxlen=_KEPT_PER_SHAPE))
+        measured.append((ms / _linear_cost(count, length), count, length, ms))
+        self._measured_at[half_octaves] = self._observed
         self._not_in_table += 1
         if self._not_in_table > min(_REFRESH_AFTER, self._observed // 4):
             self._table = None
@@ -149,22 +135,23 @@ class CostModel:
         """Compute the table of milliseconds at `_sizes` (rows) and `_lengths` (columns)."""
         self._not_in_table = 0
         sizes, lengths = self._sizes[:, None], self._lengths[None, :]
-        table = self._corrected(sizes, lengths) if self._shapes else _DEFAULT_TOKEN_MS * _linear_cost(sizes, lengths)
+        table = self._corrected(sizes, lengths) if self._measured else _DEFAULT_TOKEN_MS * _linear_cost(sizes, lengths)
         self._table = _monotone(table)
         return self._table
 
     def _corrected(self, sizes: Floats, lengths: Floats) -> Floats:
         """Return the formula's milliseconds with the local corrections applied."""
-        shapes = self._shapes.values()
-        count, longest, ms = np.array([shape.median for shape in shapes]).T
-        halves = [(self._observed - shape.seen_at) / _HALF_LIFE for shape in shapes]
-        weight = np.array([len(shape.kept) / _KEPT_PER_SHAPE for shape in shapes]) * 0.5 ** np.array(halves)
+        # The lower median counts, because a first run is often slow for reasons that do not recur.
+        medians = [sorted(measured)[(len(measured) - 1) // 2] for measured in self._measured.values()]
+        _, count, longest, ms = np.array(medians).T
+        kept = np.array([*map(len, self._measured.values())])
+        age = self._observed - np.array([*self._measured_at.values()])
+        weight = kept / _KEPT_PER_SHAPE * 0.5 ** (age / _HALF_LIFE)
         coefficients = _fit(count, longest, ms, weight, self._max_size)
         least = ms.min() / 1000  # Without a launch cost the formula would make jobs of length 0 free.
         error = np.log(ms / np.maximum(_terms(count, longest) @ coefficients, least))
         # One or two measurements may both be outliers, so they may change the cost by a factor of e at most.
-        few = np.array([len(shape.kept) < 3 for shape in shapes])
-        error = np.where(few, np.clip(error, -1, 1), error)
+        error = np.where(kept < 3, np.clip(error, -1, 1), error)
         distance = (_octaves(sizes)[..., None] - _octaves(count)) ** 2
         distance = distance + (_octaves(lengths)[..., None] - _octaves(longest)) ** 2
         pull = weight / (distance + _SAME_SHAPE_SQUARED_OCTAVES) ** 2

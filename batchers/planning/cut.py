@@ -119,8 +119,7 @@ def _under_backlog(prices: Floats, required: int, ends: Sequence[int]) -> tuple[
     bounds = np.array([0, *ends])
     parts = np.diff(bounds)
     in_best_cut = np.repeat(prices[bounds[1:] - 1, parts - 1] / parts, parts)
-    opportunity_costs = _BEST_CUT_SHARE * in_best_cut + (1 - _BEST_CUT_SHARE) * cheapest
-    elsewhere = np.concatenate(([0.0], np.cumsum(opportunity_costs)))
+    elsewhere = np.concatenate(([0.0], np.cumsum(_BEST_CUT_SHARE * in_best_cut + (1 - _BEST_CUT_SHARE) * cheapest)))
     starts = np.arange(max(0, required - largest + 1), required + 1)[:, None]
     stops = np.arange(required + 1, min(count, required + largest) + 1)[None, :]
     size = stops - starts

@@ -9,8 +9,7 @@ else the one with the earliest deadline at risk; else the first of the highest p
 within `small_batch_threshold`. A job that has waited `max_age_ms` therefore runs after at most as many batches as jobs
 stand before it in claim order, whatever else arrives.
 
-Then it picks the other jobs. Because padding is expensive, the jobs of one shape class are sorted by length, and cut
-into batches by their costs.
+Then the jobs of its shape class are sorted by length, because padding is expensive, and cut into batches by cost.
 """
 
 from collections.abc import Sequence
@@ -32,35 +31,31 @@ class Planner(Protocol):
 
     def choose(self, waiting: Sequence[Job], now: float) -> Batch | None:
         """Return the batch to run now, with jobs of `waiting`; None if it is better to wait."""
-        ...
 
     def set_options(self, options: TaskOptions) -> None:
         """Plan under other options from now on."""
-        ...
 
     def due_at(self, waiting: Sequence[Job]) -> float:
         """Return the time from which `choose` returns a batch even if no more jobs arrive."""
-        ...
 
 
 class GreedyPlanner:
-    """The default planner: it returns the cheapest batch around the most urgent job as soon as it is asked."""
+    """The default planner: it returns the cheapest batch around the most urgent job as soon as it is asked.
+
+    `cost` defaults to an untrained `CostModel`; deadlines are kept only if it is in milliseconds. `token_ceiling`
+    limits a batch further than `max_batch_tokens`; if jobs have no length, it limits their number.
+    """
 
     def __init__(
         self, options: TaskOptions, cost: CostFunction | None = None, token_ceiling: TokenCeiling | None = None
     ) -> None:
-        """Plan under `options`.
-
-        `cost` defaults to an untrained `CostModel`; deadlines are kept only if it is in milliseconds. `token_ceiling`
-        limits a batch further than `max_batch_tokens`; if jobs have no length, it limits their number.
-        """
         self.set_options(options)
         self._cost = cost or CostModel(options.max_batch_size, options.max_batch_tokens)
         self._token_ceiling = token_ceiling or TokenCeiling()
 
     def set_options(self, options: TaskOptions) -> None:
         self._options = options
-        self._rank = _priority if options.small_batch_threshold is None else self._small_first
+        self._rank = attrgetter("priority") if options.small_batch_threshold is None else self._small_first
 
     def choose(self, waiting: Sequence[Job], now: float) -> Batch | None:
         if not waiting:
@@ -98,8 +93,9 @@ class GreedyPlanner:
         A batch is not made smaller because of a deadline in it: under overload, ever smaller batches would make ever
         more jobs late.
         """
-        chosen = set(map(id, batch.jobs))
-        expiring = [job for job in waiting if job.deadline is not None and id(job) not in chosen]
+        expiring = [job for job in waiting if job.deadline is not None]
+        chosen = set(map(id, batch.jobs)) if expiring else ()
+        expiring = [job for job in expiring if id(job) not in chosen]
         if not expiring:
             return None
         batch_ms = self._ms([max(batch.jobs, key=_length_or_0)], len(batch.jobs))
@@ -177,7 +173,6 @@ def _length_or_0(job: Job) -> int:
     return job.length or 0
 
 
-_priority = attrgetter("priority")
 _enqueued_at = attrgetter("enqueued_at")
 _deadline = attrgetter("deadline")
 _length = attrgetter("length")

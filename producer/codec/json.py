@@ -11,7 +11,7 @@ _encode = msgspec.json.encode
 
 
 def encode_json(value: Any) -> bytes:
-    """Return `value` as JSON that kombu decodes to what it would decode its own to.
+    """Return `value` as JSON that kombu reads as it reads its own.
 
     Raises:
         TypeError: `value` is not serializable.
@@ -23,7 +23,7 @@ def encode_json(value: Any) -> bytes:
 def encode_plain(value: Any) -> bytes | None:
     """Return the JSON of a value made of JSON's own types; None if it holds anything that only kombu can write."""
     if is_plain(value):
-        with contextlib.suppress(ValueError, OverflowError):  # lone surrogates, huge integers: kombu writes them
+        with contextlib.suppress(ValueError, OverflowError):  # kombu writes lone surrogates and huge integers
             encoded = _encode(value)
             # msgspec writes null for NaN and infinities, where kombu writes their names.
             if b"null" not in encoded or not _has_odd_float(value):

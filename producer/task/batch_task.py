@@ -4,9 +4,10 @@ import threading
 from collections.abc import Iterable, Set
 from typing import Any, ClassVar, Self
 
+from ...configs import TASK_OPTION_NAMES
 from .. import private
 from ..client import BulkResult, delay_many, publish_options
-from .definition import annotated_options, check_options, error_context, read_definition
+from .definition import check_options, error_context, read_definition
 from .local import run_call, run_calls
 from .model import TaskModel
 from .signature import is_plain_function
@@ -57,7 +58,7 @@ class BatchTask(TaskModel):
     def on_bound(cls, app: Any) -> None:
         """Check what `task_annotations` have set."""
         super().on_bound(app)
-        cls._annotated = annotated_options(cls)
+        cls._annotated = {name for options in private.annotations(cls) for name in options} & {*TASK_OPTION_NAMES}
         with error_context(cls):
             check_options(cls)
 

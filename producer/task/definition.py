@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
 from ...configs import TASK_OPTION_NAMES, TaskOptions
@@ -69,19 +69,3 @@ def check_options(task_class: Any) -> None:
 def read_options(task: Any) -> TaskOptions:
     """Return the batching options of a task or a class of tasks, checked."""
     return TaskOptions(**{name: getattr(task, name) for name in TASK_OPTION_NAMES})
-
-
-def annotated_options(task_class: Any) -> Set[str]:
-    """Return the names of the batching options that the app's `task_annotations` set for a bound class."""
-    return {name for annotation in private.annotations(task_class) for name in annotation} & {*TASK_OPTION_NAMES}
-
-
-def option_sources(task: Any) -> dict[str, str]:
-    """Return where each batching option of `task` comes from: "default", "code" or "task_annotations"."""
-    sources = dict.fromkeys(TASK_OPTION_NAMES, "default")
-    classes = type(task).__mro__
-    for owner in reversed(classes[: classes.index(TaskHooks)]):
-        for name in vars(owner).keys() & sources:
-            # Celery writes annotations into the class: an inherited one is written in the class it was meant for.
-            sources[name] = "task_annotations" if name in vars(owner).get("_annotated", ()) else "code"
-    return sources | dict.fromkeys(vars(task).keys() & sources, "code")

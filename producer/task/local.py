@@ -17,7 +17,7 @@ def run_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             raise answer
         return answer
 
-    return (_Retried(task, run).run if task.autoretry_for else run)(*args, **kwargs)
+    return (private.retried(task, run) if task.autoretry_for else run)(*args, **kwargs)
 
 
 def run_calls(task: Any, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
@@ -33,21 +33,3 @@ def map_sound(function: Callable[[list[Any]], list[Any]], items: list[Any]) -> l
     sound = [item for item in items if not isinstance(item, BaseException)]
     answers = iter(function(sound) if sound else [])
     return [item if isinstance(item, BaseException) else next(answers) for item in items]
-
-
-class _Retried:
-    """Stands in for a task while Celery wraps `run` for `autoretry_for`: here that is one call, in a task one batch."""
-
-    _task: Any
-
-    def __init__(self, task: Any, run: Callable[..., Any]) -> None:
-        self.__dict__.update(_task=task, run=run)
-        private.add_autoretry_behaviour(self)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == private.ORIGINAL_RUN:  # Celery wraps no `run` of a task that has this
-            raise AttributeError(name)
-        return getattr(self._task, name)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self._task, name)

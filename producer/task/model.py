@@ -5,9 +5,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ...configs import TaskOptions
+from ...configs import TASK_OPTION_NAMES, TaskOptions
 from ..codec import serializer
-from .definition import check_budget, error_context, option_sources, read_options
+from .definition import check_budget, error_context, read_options
 from .device import resolve_device
 from .hooks import TaskHooks
 from .local import map_sound
@@ -31,7 +31,13 @@ class TaskModel(TaskHooks):
     @property
     def option_sources(self) -> dict[str, str]:
         """Where each batching option comes from: "default", "code" or "task_annotations"."""
-        return option_sources(self)
+        sources = dict.fromkeys(TASK_OPTION_NAMES, "default")
+        classes = type(self).__mro__
+        for owner in reversed(classes[: classes.index(TaskHooks)]):
+            for name in vars(owner).keys() & sources:
+                # Celery writes annotations into the class: an inherited one is written in the class it was meant for.
+                sources[name] = "task_annotations" if name in vars(owner).get("_annotated", ()) else "code"
+        return sources | dict.fromkeys(vars(self).keys() & sources, "code")
 
     @property
     def prepares_one_by_one(self) -> bool:

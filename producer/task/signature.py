@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import private
 
+_BUILTIN_METHODS = (MethodDescriptorType, WrapperDescriptorType)
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -14,24 +15,19 @@ class CallSignature:
     """The parameters of one call, `self` left out."""
 
     def __init__(self, attribute: Any) -> None:
-        """Read a function as it stands in a class: static, or a method whose first parameter is no part of the call.
-
-        Raises:
-            TypeError: it has no parameters that could be read.
-        """
+        """Read a function as it stands in a class: static, or a method whose first parameter is no part of the call."""
         skip_self = not isinstance(attribute, staticmethod)
         function = getattr(attribute, "__func__", attribute)
         try:
             signature = inspect.signature(function)
         except ValueError:
             raise TypeError(f"the parameters of {function!r} cannot be read: write a function that calls it.") from None
-        parameters = list(signature.parameters.values())[1 if skip_self else 0 :]
-        self._signature = signature.replace(parameters=parameters)
-        self._parameters = parameters
-        self._all_named = all(parameter.kind in _NAMED for parameter in parameters)
-        #: Whether a call has several arguments: then its item is a tuple of them.
-        self.many = len(parameters) != 1
-        #: `check(*args, **kwargs)` raises TypeError where they do not fit; it is quick, callers run it for every call.
+        self._parameters = list(signature.parameters.values())[1 if skip_self else 0 :]
+        self._signature = signature.replace(parameters=self._parameters)
+        self._all_named = all(parameter.kind in _NAMED for parameter in self._parameters)
+        #: Whether a call has several arguments, so that its item is a tuple of them.
+        self.many = len(self._parameters) != 1
+        #: `check(*args, **kwargs)` raises a TypeError unless they fit. It is quick, because each call is checked.
         self.check = _quick_check(function, skip_self) or (lambda *args, **kwargs: self.item(args, kwargs))
 
     def require_columns(self, what: str) -> None:
@@ -60,11 +56,11 @@ class CallSignature:
 
     def items(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Return each call's item, or the TypeError of a call that does not fit."""
-        if self._all_named and not self.many:  # what most calls are, at a third of the cost
-            return [
-                args[0] if len(args) == 1 and not kwargs else attempt(self.item, args, kwargs) for args, kwargs in calls
-            ]
-        return [attempt(self.item, args, kwargs) for args, kwargs in calls]
+        simple = self._all_named and not self.many  # most calls are, and then cost a third
+        return [
+            args[0] if simple and len(args) == 1 and not kwargs else attempt(self.item, args, kwargs)
+            for args, kwargs in calls
+        ]
 
     def as_args(self, item: Any) -> tuple[Any, ...]:
         """Return the arguments of the call that `item` stands for."""
@@ -84,14 +80,14 @@ def attempt(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def is_plain_function(option: Any, *, decorated: bool) -> bool:
-    """Whether a function in a class body is no method: given to the decorator, or without a first parameter `self`."""
+    """Whether a function in a class body is no method: given to the decorator, or without a first parameter `self`.
+
+    Builtins, classes and objects with `__call__` are no methods either.
+    """
     if not callable(option) or isinstance(option, staticmethod):
         return False
-    if decorated or isinstance(option, MethodDescriptorType | WrapperDescriptorType):
-        return True
-    if not hasattr(type(option), "__get__"):  # a builtin, a class, an object with __call__
-        return True
-    return next(iter(inspect.signature(option).parameters), None) != "self"
+    is_method = hasattr(type(option), "__get__") and not isinstance(option, _BUILTIN_METHODS)
+    return decorated or not is_method or next(iter(inspect.signature(option).parameters), None) != "self"
 
 
 def _quick_check(function: Any, skip_self: bool) -> Callable[..., Any] | None:

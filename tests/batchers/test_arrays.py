@@ -1,4 +1,4 @@
-"""Arrays are told apart without importing what is not there."""
+"""Arrays are recognised without importing torch."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 from batchery.batchers.arrays import as_array, is_torch
 
 
-def test_the_batchers_import_no_torch_even_when_they_batch() -> None:
+def test_batchers_never_import_torch() -> None:
     code = (
         "import sys; from batchery.batchers.pad import PadBatcher; from batchery.batchers.bucket import BucketBatcher;"
         "from batchery.batchers.concat import ConcatBatcher; from batchery.batchers.stack import StackBatcher;"
@@ -31,7 +31,7 @@ def test_tensors_of_subclasses_are_tensors_and_torch_sizes_are_not() -> None:
     "value",
     [None, "text", ["a", "b"], [None], [{}], [2**80], [np.ones(1)], [torch.ones(1)], [[1], [2, 3]], [], [[], []], {1}],
 )
-def test_what_is_no_array_of_numbers_is_refused_by_name(value: object) -> None:
+def test_a_value_that_is_no_array_of_numbers_is_refused_by_its_name(value: object) -> None:
     with pytest.raises((TypeError, ValueError), match="argument 'x'"):
         as_array(value, "argument 'x'")
 

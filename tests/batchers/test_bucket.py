@@ -1,4 +1,4 @@
-"""Buckets: who shares a batch, and how far it is padded."""
+"""Buckets: which items share a batch, and to which length it is padded."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Concatenation: what the model sees, and what is refused."""
+"""Concatenation: the model's inputs, and the items that are refused."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def test_each_item_gets_its_own_rows_of_each_output() -> None:
     assert (first["b"][1], second["b"][1]) == ("x", "y")
 
 
-def test_one_row_per_item_is_not_one_row_per_input_row() -> None:
+def test_outputs_with_one_row_per_item_instead_of_per_input_row_are_refused() -> None:
     batcher = ConcatBatcher()
     _, context = batcher.batch([np.ones((2, 3)), np.ones((1, 3))])
     with pytest.raises(OutputMismatch, match="2 rows for 3 input rows"):
@@ -52,7 +52,7 @@ def test_items_that_do_not_go_together_are_refused_by_number_and_argument(items:
         ConcatBatcher().batch(items)
 
 
-def test_the_shape_class_leaves_out_the_number_of_rows_alone() -> None:
+def test_the_shape_class_ignores_only_the_number_of_rows() -> None:
     shape_class = ConcatBatcher().shape_class
     assert shape_class(np.ones((2, 3))) == shape_class(np.ones((0, 3)))
     assert shape_class(np.ones((2, 3))) != shape_class(np.ones((2, 2)))

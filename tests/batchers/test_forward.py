@@ -1,4 +1,4 @@
-"""One batch through a model: which device, which order, which number of outputs."""
+"""One batch through a model: the device, the order, and the number of outputs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from batchery.batchers.forward import forward
 
 
 class Model:
-    """A model of whatever `predict` does, with whatever batcher."""
+    """A model with any `predict` and any batcher."""
 
     def __init__(self, predict: Any, batcher: Batcher | None = None) -> None:
         self.predict = predict
         self.batcher = batcher or ListBatcher()
 
 
-def noting(seen: list[Any], note: Callable[[Any], Any]) -> Callable[[Any], list[None]]:
-    """A `predict` for one item, that adds what `note` says of its inputs to `seen`."""
+def recording(seen: list[Any], note: Callable[[Any], Any]) -> Callable[[Any], list[None]]:
+    """A `predict` for one item that appends `note(inputs)` to `seen`."""
 
     def predict(batch: Any) -> list[None]:
         seen.append(note(batch))
@@ -47,7 +47,7 @@ def test_another_number_of_outputs_than_items_is_an_output_mismatch(outputs: lis
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 5)])
-def test_a_batch_is_padded_up_to_the_next_preferred_size_with_rows_that_nobody_gets(count: int, rows: int) -> None:
+def test_a_batch_is_padded_up_to_the_next_preferred_size_with_rows_that_are_dropped(count: int, rows: int) -> None:
     seen: list[int] = []
 
     def double(batch: Any) -> Any:
@@ -60,7 +60,7 @@ def test_a_batch_is_padded_up_to_the_next_preferred_size_with_rows_that_nobody_g
 
 
 class Careless:
-    """A user's batcher that does not look at how many outputs there are."""
+    """A user's batcher that does not check the number of outputs."""
 
     def batch(self, items: Sequence[Any]) -> tuple[Any, None]:
         return items, None
@@ -76,7 +76,7 @@ def test_the_number_is_checked_even_if_the_batcher_does_not() -> None:
 
 def test_gradients_are_off_while_the_model_runs_and_on_again_after() -> None:
     enabled: list[bool] = []
-    forward(Model(noting(enabled, lambda _batch: torch.is_grad_enabled())), [1], "cpu")
+    forward(Model(recording(enabled, lambda _batch: torch.is_grad_enabled())), [1], "cpu")
     assert enabled == [False]
     assert torch.is_grad_enabled()
 
@@ -90,11 +90,11 @@ def test_a_model_runs_without_torch(module: ModuleType | None, monkeypatch: pyte
     assert forward(Model(lambda batch: batch * 2, StackBatcher()), [1, 2], "cpu") == [2, 4]
 
 
-# Torch's "meta" device stands in for a GPU: a tensor on it has a shape and a device, but no memory.
+# Torch's "meta" device stands in for a GPU, because a tensor on it has a shape and a device, but no memory.
 
 
 def devices(value: Any) -> Any:
-    """The form of `value`, with devices in place of tensors."""
+    """`value` with each tensor replaced by its device."""
     if isinstance(value, dict):
         return {name: devices(part) for name, part in value.items()}
     if isinstance(value, tuple):
@@ -111,9 +111,9 @@ def devices(value: Any) -> Any:
         (np.ones(2), "ndarray"),
     ],
 )
-def test_tensors_among_the_inputs_are_on_the_device_and_all_else_is_as_it_was(item: Any, expected: Any) -> None:
+def test_tensors_among_the_inputs_are_moved_to_the_device_and_nothing_else_changes(item: Any, expected: Any) -> None:
     seen: list[Any] = []
-    forward(Model(noting(seen, devices), StackBatcher()), [item], "meta")
+    forward(Model(recording(seen, devices), StackBatcher()), [item], "meta")
     assert seen == [expected]
 
 
@@ -125,7 +125,7 @@ class Inputs(NamedTuple):
 
 
 class Naming:
-    """A user's batcher, whose inputs have names."""
+    """A user's batcher whose inputs are a named tuple."""
 
     def __init__(self, make: Any) -> None:
         self.make = make
@@ -140,7 +140,7 @@ class Naming:
 @pytest.mark.parametrize(("make", "device"), [(torch.ones, "meta"), (torch.ones, "cpu"), (np.ones, "meta")])
 def test_inputs_of_a_users_own_type_keep_it(make: Any, device: str) -> None:
     seen: list[Any] = []
-    forward(Model(noting(seen, lambda batch: batch), Naming(make)), ["a"], device)
+    forward(Model(recording(seen, lambda batch: batch), Naming(make)), ["a"], device)
     (inputs,) = seen
     assert isinstance(inputs, Inputs)
     assert devices(inputs.ids) == (device if make is torch.ones else "ndarray")

@@ -1,4 +1,4 @@
-"""Whatever fails in a batch, each job gets exactly one outcome, and one job's failure is its own."""
+"""However a batch fails, each job gets exactly one outcome, and one job's failure is its own."""
 
 import gc
 import math
@@ -29,7 +29,7 @@ def outcomes_of(batch: Batch, forward: Forward) -> list[Outcome]:
 
 
 class Model:
-    """Squares its items; fails for any batch that holds a bad one."""
+    """Squares its items, and fails for every batch with a bad one."""
 
     def __init__(self, bad: Sequence[int] = ()) -> None:
         self.bad = set(bad)
@@ -83,7 +83,7 @@ def test_one_bad_job_among_32_costs_at_most_11_more_runs(bad: int) -> None:
     assert len(model.runs) <= 12
 
 
-def test_the_parts_are_yielded_as_soon_as_they_are_done_and_in_order() -> None:
+def test_parts_are_yielded_in_order_as_soon_as_they_are_done() -> None:
     model = Model([3])
     parts = run_isolated(batch_of(8), model)
     assert [outcome.job.item for outcome in next(parts)] == [0, 1]
@@ -129,7 +129,7 @@ def test_an_empty_batch_has_no_outcomes() -> None:
 
 
 class Hungry:
-    """Fails as a device does that is out of memory: for more than one item; and looks at what is alive by then."""
+    """Runs out of memory for more than one item, and records which arrays are alive at later runs."""
 
     def __init__(self, raise_it: Callable[[np.ndarray[Any, Any]], Any]) -> None:
         self.raise_it = raise_it
@@ -196,7 +196,7 @@ def test_a_failed_jobs_traceback_still_says_where_it_failed() -> None:
     assert "The above exception was the direct cause" in text
 
 
-# -- What kind of failure it was ---------------------------------------------------------------------------------------
+# -- Classes of errors -------------------------------------------------------------------------------------------------
 
 
 class Unspeakable(RuntimeError):
@@ -233,7 +233,7 @@ OUT_OF_MEMORY: list[BaseException] = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_that_memory_ran_out_is_known_by_class_message_and_cause(error: BaseException) -> None:
+def test_out_of_memory_is_recognised_by_class_message_and_cause(error: BaseException) -> None:
     assert is_out_of_memory(error)
     assert not is_sticky(error)
 
@@ -247,12 +247,12 @@ STICKY: list[BaseException] = [
 
 
 @pytest.mark.parametrize("error", STICKY, ids=repr)
-def test_a_lost_device_is_not_out_of_memory(error: BaseException) -> None:
+def test_an_error_that_loses_the_device_is_not_out_of_memory(error: BaseException) -> None:
     assert is_sticky(error)
     assert not is_out_of_memory(error)
 
 
-def test_out_of_memory_on_a_lost_device_is_the_lost_device() -> None:
+def test_out_of_memory_on_a_lost_device_counts_as_a_lost_device() -> None:
     error = torch.OutOfMemoryError("CUDA out of memory.")
     error.__context__ = RuntimeError("CUDA error: device-side assert triggered")
     assert is_sticky(error)
@@ -265,7 +265,7 @@ def test_other_errors_are_neither(error: BaseException) -> None:
     assert not is_sticky(error)
 
 
-def test_errors_that_lead_to_each_other_come_to_an_end() -> None:
+def test_a_cycle_of_causes_is_followed_only_once() -> None:
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert not is_out_of_memory(first)

@@ -1,4 +1,4 @@
-"""Padding: what the model sees, and what is refused."""
+"""Padding: the model's inputs, and the items and options that are refused."""
 
 from collections import UserDict
 from typing import Any, cast
@@ -71,7 +71,7 @@ def test_each_argument_has_its_own_value_and_its_own_longest() -> None:
     assert inputs["mask"].tolist() == [[True, True, True], [True, False, False]]
 
 
-def test_values_by_position_leave_out_what_is_none_or_not_there() -> None:
+def test_padding_by_position_skips_arguments_that_are_none_or_not_named() -> None:
     items = [(np.zeros(2), [1.0], np.arange(3), [7]), (np.zeros(2), [1.0, 2.0], np.arange(1), [8])]
     inputs, _ = PadBatcher(padding=[None, 0.5, -1]).batch(items)
     assert isinstance(inputs, tuple)
@@ -89,14 +89,14 @@ def test_the_length_is_that_of_the_first_argument_that_padding_names() -> None:
     assert PadBatcher().length([1, 2]) == 2
 
 
-def test_mask_and_cuts_are_those_of_the_first_argument_that_padding_names() -> None:
+def test_the_mask_and_the_cuts_follow_the_first_argument_that_padding_names() -> None:
     batcher = PadBatcher(padding={"b": 0, "a": 0}, mask="mask", unpad=0)
     inputs, context = batcher.batch([{"a": [1], "b": [1, 1]}, {"a": [1], "b": [1, 1, 1]}])
     assert inputs["mask"].tolist() == [[True, True, False], [True, True, True]]
     assert [answer.tolist() for answer in batcher.unbatch(inputs["b"], context)] == [[1, 1], [1, 1, 1]]
 
 
-def test_what_a_tokenizer_returns_can_be_batched() -> None:
+def test_the_output_of_a_tokenizer_can_be_batched() -> None:
     items = [UserDict(input_ids=[1, 2, 3], attention_mask=[1, 1, 1]), UserDict(input_ids=[4], attention_mask=[1])]
     inputs, _ = PadBatcher(padding={"input_ids": 0, "attention_mask": 0}).batch(items)
     assert type(inputs) is dict
@@ -104,7 +104,7 @@ def test_what_a_tokenizer_returns_can_be_batched() -> None:
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_what_a_hugging_face_model_returns_is_taken_apart() -> None:
+def test_the_outputs_of_a_hugging_face_model_are_split() -> None:
     outputs = pytest.importorskip("transformers.modeling_outputs").BaseModelOutputWithPooling(
         last_hidden_state=torch.arange(12.0).reshape(2, 3, 2),
         pooler_output=torch.ones(2, 5),
@@ -119,7 +119,7 @@ def test_what_a_hugging_face_model_returns_is_taken_apart() -> None:
     assert [state.shape for state in first["hidden_states"]] == [(1, 2), (1, 2)]
 
 
-def test_outputs_are_cut_by_the_argument_of_their_name_else_by_the_first() -> None:
+def test_outputs_are_cut_to_the_argument_of_their_name_else_to_the_first() -> None:
     items = [{"a": np.ones(1), "b": np.ones(4)}, {"a": np.ones(3), "b": np.ones(2)}]
     batcher = PadBatcher(unpad={"a": 0, "b": -1, "c": 0})
     inputs, context = batcher.batch(items)
@@ -138,7 +138,7 @@ def test_an_output_to_be_cut_that_is_not_as_long_as_the_inputs_is_an_output_mism
 
 
 @pytest.mark.parametrize("unpad", [{"logits": 0}, {"other": 0}, (0,), (0, 0, 0)])
-def test_unpad_that_names_what_the_model_does_not_return_is_refused(unpad: Any) -> None:
+def test_unpad_that_names_an_output_the_model_does_not_return_is_refused(unpad: Any) -> None:
     batcher = PadBatcher(unpad=unpad)
     _, context = batcher.batch([np.ones(2)])
     outputs: Any = {"states": np.ones((1, 2))} if isinstance(unpad, dict) else np.ones((1, 2))

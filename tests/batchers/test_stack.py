@@ -1,4 +1,4 @@
-"""Stacking: what the model sees, and what is refused."""
+"""Stacking: the model's inputs, and the items that are refused."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def test_numbers_are_stacked_and_come_back(items: list[Any], dtype: str) -> None
     assert batcher.unbatch(inputs, context) == items
 
 
-def test_arguments_are_stacked_each_by_itself() -> None:
+def test_each_argument_is_stacked_separately() -> None:
     inputs, _ = StackBatcher().batch([{"x": torch.zeros(2, 3), "t": 0.5}, {"t": 0.25, "x": torch.ones(2, 3)}])
     assert inputs["x"].shape == (2, 2, 3)
     assert inputs["t"].tolist() == [0.5, 0.25]

@@ -186,7 +186,7 @@ def test_orphans_of_many_bytes_are_put_back_in_several_sweeps_in_order(
 def test_results_of_many_bytes_are_settled_in_several_steps(
     leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server closes the connection of whoever sends more than 1 GB at once."""
+    """A server closes the connection of a client that sends more than 1 GB at once."""
     monkeypatch.setattr("batchery.worker.tuning.SETTLE_MAX_BYTES", 30)
     lists.put(*range(5))
     claims = claim_all(leases, queue)

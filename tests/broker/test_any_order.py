@@ -55,14 +55,14 @@ class Workers(RuleBasedStateMachine):
 
     @rule(
         worker=worker_numbers,
-        room=st.integers(0, 8),
+        limit=st.integers(0, 8),
         max_bytes=st.sampled_from([1, 1200, 10**6]),
         reverse=st.booleans(),
     )
-    def claim(self, worker: int, room: int, max_bytes: int, reverse: bool) -> None:
+    def claim(self, worker: int, limit: int, max_bytes: int, reverse: bool) -> None:
         queues = [lists.queue for lists in self.lists]
-        claims = self.workers[worker].claim(queues[::-1] if reverse else queues, room, max_bytes)
-        assert len(claims) <= room
+        claims = self.workers[worker].claim(queues[::-1] if reverse else queues, limit, max_bytes)
+        assert len(claims) <= limit
         self.claims[worker] += claims
         self.claimed_once.update(label_of(claim.message) for claim in claims)
 

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 from batchery.worker.broker import Leases, Queue, ResultRetention, Settled, Settlement
-from batchery.worker.broker.lease_refresher import LeaseRefresher
 
 from tests.support.leases import Lists, MakeLeases, claim_all, settle
 from tests.support.servers import valkey
-from tests.support.waiting import wait_until
 
 
 def test_an_acknowledgement_is_sent_by_the_next_flush(leases: Leases, lists: Lists, queue: Queue) -> None:
@@ -144,17 +142,3 @@ def test_threads_that_acknowledge_flush_and_settle_at_once_lose_nothing(
     assert lists.leased() == set()
     assert leases.held() == []
     assert len(redis_client.keys("result-*")) == 100
-
-
-def test_the_lease_thread_sends_what_is_buffered_at_once(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
-    leases = make_leases(lease_s=3000)
-    refresher = LeaseRefresher(leases, lambda: [queue], lease_s=3000, stalled=lambda: False, on_stalled=lambda: None)
-    refresher.start()
-    try:
-        for label in range(20):
-            lists.put(label)
-            leases.acknowledge(claim_all(leases, queue)[0])
-            wait_until(lambda: not leases.held(), "the message is acknowledged", 1)
-    finally:
-        refresher.stop()
-    assert lists.leased() == set()

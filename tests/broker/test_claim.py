@@ -49,7 +49,7 @@ def test_priority_counts_before_the_order_of_queues(leases: Leases, redis_client
     assert labels(claim_all(leases, other, one)) == ["other early", "one early", "other late", "one late"]
 
 
-def test_what_does_not_fit_stays_in_the_queue(leases: Leases, lists: Lists, queue: Queue) -> None:
+def test_messages_beyond_the_limit_stay_in_the_queue(leases: Leases, lists: Lists, queue: Queue) -> None:
     lists.put(*range(10))
     assert labels(leases.claim([queue], 3, ANY_SIZE)) == [0, 1, 2]
     assert lists.labels() == list(range(3, 10))
@@ -82,13 +82,13 @@ def test_the_bound_in_bytes_holds_over_priorities_and_queues(leases: Leases, red
     assert one.labels() + other.labels() == [14, 13]
 
 
-def test_nothing_is_claimed_from_nothing(leases: Leases, lists: Lists, queue: Queue) -> None:
+def test_a_claim_from_an_empty_queue_takes_nothing(leases: Leases, lists: Lists, queue: Queue) -> None:
     assert claim_all(leases, queue) == []
     assert leases.withheld == 0
     assert lists.leased() == set()
 
 
-def test_a_lease_ends_when_it_was_told_to_by_the_servers_clock(
+def test_a_lease_runs_out_after_its_length_by_the_servers_clock(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     leases = make_leases(lease_s=7.0)
@@ -105,7 +105,7 @@ def test_a_lease_is_in_kombus_format(leases: Leases, redis_client: redis.Redis, 
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_any_name_of_a_queue_will_do(leases: Leases, redis_client: redis.Redis, name: str) -> None:
+def test_a_queue_may_have_any_name(leases: Leases, redis_client: redis.Redis, name: str) -> None:
     queue = Queue(name)
     lists = Lists(redis_client, queue)
     lists.put("a", "b")
@@ -173,14 +173,18 @@ def test_none_of_four_workers_takes_more_than_its_share(
     assert max(taken) <= math.ceil(backlog / 4)
 
 
-def test_what_is_left_to_others_is_told(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+def test_a_claim_tells_how_many_messages_it_left_to_other_workers(
+    make_leases: MakeLeases, lists: Lists, queue: Queue
+) -> None:
     first, *_ = workers(make_leases, queue, 4)
     lists.put(*range(8))
     assert len(claim_all(first, queue)) == 2
     assert first.withheld == 6
 
 
-def test_one_worker_that_goes_on_leaves_nothing_behind(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+def test_a_worker_may_claim_everything_while_the_others_claim_nothing(
+    make_leases: MakeLeases, lists: Lists, queue: Queue
+) -> None:
     """The others claim nothing, as when they run long batches."""
     first, *_ = workers(make_leases, queue, 4)
     lists.put(*range(20))
@@ -211,7 +215,7 @@ def test_a_worker_that_left_has_no_share(make_leases: MakeLeases, lists: Lists, 
     assert labels(claim_all(first, queue)) == list(range(8))
 
 
-def test_a_share_is_a_queues_own(make_leases: MakeLeases, redis_client: redis.Redis) -> None:
+def test_each_queue_has_its_own_shares(make_leases: MakeLeases, redis_client: redis.Redis) -> None:
     shared, own = Lists(redis_client, Queue("shared")), Lists(redis_client, Queue("own"))
     first, _ = workers(make_leases, shared.queue, 2)
     first.refresh([own.queue])
@@ -249,9 +253,9 @@ def test_a_claim_whose_answer_was_lost_is_given_back_at_the_next_claim(
     lists.put(3, priority=3)
     assert labels(leases.claim([queue], 1, ANY_SIZE)) == [0]
     Losing.to_lose = 2
-    for room in (2, ALL):
+    for limit in (2, ALL):
         with pytest.raises(redis.ConnectionError):
-            leases.claim([queue], room, ANY_SIZE)
+            leases.claim([queue], limit, ANY_SIZE)
     assert lists.labels() == []
     claims = claim_all(leases, queue)
     assert labels(claims) == [1, 2, 3]

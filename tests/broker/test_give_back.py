@@ -12,7 +12,7 @@ from batchery.worker.broker import Leases, Queue
 from tests.support.leases import Lists, MakeLeases, claim_all, labels, message, settle
 
 
-def test_what_is_given_back_is_first_in_line_in_claim_order(leases: Leases, lists: Lists, queue: Queue) -> None:
+def test_messages_given_back_are_first_in_line_in_claim_order(leases: Leases, lists: Lists, queue: Queue) -> None:
     lists.put(*range(6))
     claims = claim_all(leases, queue)
     lists.put(6, 7)
@@ -21,7 +21,7 @@ def test_what_is_given_back_is_first_in_line_in_claim_order(leases: Leases, list
     assert labels(leases.held()) == [0, 2]
 
 
-def test_what_is_given_back_is_the_same_to_the_byte(
+def test_a_message_given_back_is_unchanged_to_the_byte(
     leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     raw = [message("a"), b'{"b":  1}', b"not json at all", "ünïcode".encode(), b"\x00\xff\r\n", b""]
@@ -30,7 +30,7 @@ def test_what_is_given_back_is_the_same_to_the_byte(
     assert lists.raw() == raw
 
 
-def test_each_goes_back_to_its_priority_and_queue(leases: Leases, redis_client: redis.Redis) -> None:
+def test_each_message_goes_back_to_its_priority_and_queue(leases: Leases, redis_client: redis.Redis) -> None:
     one, other = Lists(redis_client, Queue("one")), Lists(redis_client, Queue("other"))
     for lists in (one, other):
         for priority in (0, 3, 6, 9):
@@ -41,9 +41,7 @@ def test_each_goes_back_to_its_priority_and_queue(leases: Leases, redis_client: 
     assert redis_client.llen("one\x06\x166") == 2
 
 
-def test_giving_back_what_is_no_longer_ours_changes_nothing(
-    make_leases: MakeLeases, lists: Lists, queue: Queue
-) -> None:
+def test_giving_back_a_lost_claim_changes_nothing(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
     slow, other = make_leases(), make_leases()
     lists.put("a")
     claims = claim_all(slow, queue)
@@ -86,7 +84,7 @@ def test_orphans_go_back_to_the_front_in_order(make_leases: MakeLeases, lists: L
     assert lists.leased() == set()
 
 
-def test_many_orphans_too_go_back_in_order(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+def test_many_orphans_go_back_in_order(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
     """More than one sweep takes."""
     lists.put(*range(450))
     other = orphaned(make_leases, lists)
@@ -95,7 +93,7 @@ def test_many_orphans_too_go_back_in_order(make_leases: MakeLeases, lists: Lists
     assert lists.labels() == list(range(450))
 
 
-def test_a_sweep_takes_no_more_than_it_is_told(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+def test_a_sweep_gives_back_no_more_than_it_may(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
     lists.put(*range(5))
     other = orphaned(make_leases, lists)
     assert other.sweep(most=3) == 3
@@ -122,7 +120,7 @@ def test_a_refreshed_lease_does_not_run_out(make_leases: MakeLeases, lists: List
     assert settle(holder, claims) == [True]
 
 
-def test_a_refresh_learns_what_was_lost(
+def test_a_refresh_finds_out_which_leases_were_lost(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     slow = make_leases()
@@ -186,7 +184,9 @@ def test_an_orphan_that_is_no_message_comes_back_as_it_was(
     assert lists.raw() == [raw]
 
 
-def test_what_is_given_back_unrun_does_not_count_as_delivered(leases: Leases, lists: Lists, queue: Queue) -> None:
+def test_a_message_given_back_by_its_holder_does_not_count_as_delivered(
+    leases: Leases, lists: Lists, queue: Queue
+) -> None:
     lists.put("a")
     leases.give_back(claim_all(leases, queue))
     assert "redelivered" not in json.loads(lists.raw()[0])["properties"]["delivery_info"]

@@ -46,7 +46,9 @@ def test_an_empty_key_only_acknowledges(leases: Leases, redis_client: redis.Redi
     assert redis_client.keys() == [b"kept"]
 
 
-def test_who_waits_for_a_result_is_woken(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
+def test_a_stored_result_is_published_to_its_caller(
+    leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
     lists.put("a")
     with redis_client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
         pubsub.subscribe("result-a")
@@ -109,7 +111,7 @@ def test_the_same_claim_twice_in_one_settle_is_answered_once(leases: Leases, lis
     assert lists.leased() == set()
 
 
-def test_of_many_that_settle_at_once_one_is_the_holder(
+def test_of_several_threads_that_settle_the_same_claims_only_one_succeeds(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     lists.put(*range(20))
@@ -151,9 +153,7 @@ def test_results_may_live_in_another_database(
         assert len(claim_all(leases, queue)) == 1
 
 
-def test_a_settlement_for_each_is_told_apart_from_a_loss_in_the_middle(
-    leases: Leases, lists: Lists, queue: Queue
-) -> None:
+def test_lost_leases_among_others_are_answered_in_their_place(leases: Leases, lists: Lists, queue: Queue) -> None:
     lists.put(*"abcdef")
     claims: list[Claim] = claim_all(leases, queue)
     leases.give_back(claims[1:5:2])

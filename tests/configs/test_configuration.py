@@ -38,9 +38,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def load(given: Any, **environ: str) -> Configuration:
     """A configuration in which nothing is wrong."""
-    said = load_configuration(given, environ)
-    assert said.problems == []
-    return said
+    loaded = load_configuration(given, environ)
+    assert loaded.problems == []
+    return loaded
 
 
 def problems(given: Any, **environ: str) -> list[str]:
@@ -54,36 +54,36 @@ def values(settings: Mapping[str, Setting]) -> dict[str, Any]:
 # --- Where it comes from ----------------------------------------------------------------------------------------------
 
 
-def test_without_a_word_every_option_has_its_default() -> None:
+def test_every_option_has_its_default_if_nothing_is_configured() -> None:
     assert load(None) == Configuration(source="preset default")
 
 
 def test_the_environment_names_a_preset_or_a_file(write: Write) -> None:
     path = write("[worker]\nlease_s = 7")
     assert load(None, BATCHERY_CONFIG="cpu").source == "preset cpu (by BATCHERY_CONFIG)"
-    said = load(None, BATCHERY_CONFIG=str(path))
-    assert (said.source, values(said.worker)) == ("deployment.toml (by BATCHERY_CONFIG)", {"lease_s": 7})
+    loaded = load(None, BATCHERY_CONFIG=str(path))
+    assert (loaded.source, values(loaded.worker)) == ("deployment.toml (by BATCHERY_CONFIG)", {"lease_s": 7})
 
 
-def test_an_empty_variable_is_none() -> None:
+def test_an_empty_environment_variable_counts_as_unset() -> None:
     assert load(None, BATCHERY_CONFIG="", BATCHERY_TASKS="").source == "preset default"
 
 
 @pytest.mark.parametrize("given", ["gpu", WorkerOptions(device="cuda")])
-def test_what_setup_was_given_beats_the_environment(given: Any) -> None:
-    said = load(given, BATCHERY_CONFIG="cpu")
-    assert said.worker["device"].value == "cuda"
-    assert "BATCHERY_CONFIG" not in said.source
+def test_the_argument_of_setup_beats_the_environment(given: Any) -> None:
+    loaded = load(given, BATCHERY_CONFIG="cpu")
+    assert loaded.worker["device"].value == "cuda"
+    assert "BATCHERY_CONFIG" not in loaded.source
 
 
-def test_options_made_in_code_are_known_as_such() -> None:
-    said = load(WorkerOptions(lease_s=5))
-    assert said.worker == {"lease_s": Setting(5, "code")}
+def test_options_made_in_code_have_code_as_their_source() -> None:
+    loaded = load(WorkerOptions(lease_s=5))
+    assert loaded.worker == {"lease_s": Setting(5, "code")}
 
 
 def test_the_environment_says_which_tasks_are_served_whatever_else_is_configured() -> None:
-    said = load(WorkerOptions(tasks=["other"]), BATCHERY_TASKS=" search.embed, classify,")
-    assert said.worker["tasks"] == Setting(["search.embed", "classify"], "BATCHERY_TASKS")
+    loaded = load(WorkerOptions(tasks=["other"]), BATCHERY_TASKS=" search.embed, classify,")
+    assert loaded.worker["tasks"] == Setting(["search.embed", "classify"], "BATCHERY_TASKS")
 
 
 def test_a_file_is_read_by_path_even_without_its_usual_ending(tmp_path: Path) -> None:
@@ -96,25 +96,27 @@ def test_a_file_is_read_by_path_even_without_its_usual_ending(tmp_path: Path) ->
 
 
 def test_a_file_sets_options_of_the_worker_of_all_tasks_and_of_one(write: Write) -> None:
-    said = load(write('[worker]\ntasks = ["a"]\n[defaults]\nlook_ahead = 4\n[tasks."search.embed"]\nmax_age_ms = inf'))
-    assert said.worker == {"tasks": Setting(["a"], "deployment.toml [worker]")}
-    assert said.defaults == {"look_ahead": Setting(4, "deployment.toml [defaults]")}
+    loaded = load(
+        write('[worker]\ntasks = ["a"]\n[defaults]\nlook_ahead = 4\n[tasks."search.embed"]\nmax_age_ms = inf')
+    )
+    assert loaded.worker == {"tasks": Setting(["a"], "deployment.toml [worker]")}
+    assert loaded.defaults == {"look_ahead": Setting(4, "deployment.toml [defaults]")}
     table = 'deployment.toml [tasks."search.embed"]'
-    assert said.tasks == {"search.embed": {"max_age_ms": Setting(float("inf"), table)}}
+    assert loaded.tasks == {"search.embed": {"max_age_ms": Setting(float("inf"), table)}}
 
 
 def test_a_file_goes_on_top_of_the_preset_that_it_names(write: Write) -> None:
-    said = load(write('preset = "cpu"\n[worker]\nlease_s = 7\n[defaults]\nmax_batch_size = 3'))
-    assert said.worker["lease_s"] == Setting(7, "deployment.toml [worker]")
-    assert said.worker["device"] == Setting("cpu", "preset cpu [worker]")
-    assert said.defaults["max_batch_size"] == Setting(3, "deployment.toml [defaults]")
-    assert said.defaults["look_ahead"].source == "preset cpu [defaults]"
-    assert said.source == "deployment.toml, on top of preset cpu (by setup())"
+    loaded = load(write('preset = "cpu"\n[worker]\nlease_s = 7\n[defaults]\nmax_batch_size = 3'))
+    assert loaded.worker["lease_s"] == Setting(7, "deployment.toml [worker]")
+    assert loaded.worker["device"] == Setting("cpu", "preset cpu [worker]")
+    assert loaded.defaults["max_batch_size"] == Setting(3, "deployment.toml [defaults]")
+    assert loaded.defaults["look_ahead"].source == "preset cpu [defaults]"
+    assert loaded.source == "deployment.toml, on top of preset cpu (by setup())"
 
 
-def test_no_limit_is_written_as_a_word_where_there_may_be_none(write: Write) -> None:
-    said = load(write('[tasks.embed]\nmax_batch_tokens = "none"'))
-    assert said.tasks["embed"]["max_batch_tokens"].value is None
+def test_a_file_says_none_as_a_word_where_there_may_be_no_limit(write: Write) -> None:
+    loaded = load(write('[tasks.embed]\nmax_batch_tokens = "none"'))
+    assert loaded.tasks["embed"]["max_batch_tokens"].value is None
     assert problems(write('worker.tasks = "none"\n[tasks.embed]\nmax_batch_size = "none"')) == [
         "[worker] tasks = 'none' is not possible: it must be a list of tasks' names; without it all are served.",
         "[tasks.embed] max_batch_size = 'none' is not possible: it must be a whole number from 1 to 65,536.",
@@ -171,21 +173,21 @@ def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
         ("[worker]\nlease_s = 2000-01-01", "it must be a number of seconds from 1 to 1,000,000."),
     ],
 )
-def test_what_has_another_shape_is_refused(write: Write, text: str, problem: str) -> None:
+def test_a_value_of_a_wrong_type_is_refused(write: Write, text: str, problem: str) -> None:
     (told,) = problems(write(text))
     assert told.endswith(problem)
 
 
 def test_the_error_names_the_file_and_who_named_it(write: Write) -> None:
     write("[worker]\nlease_s = 0")
-    said = load_configuration(None, {"BATCHERY_CONFIG": "deployment.toml"})
-    assert str(ConfigurationError(said.source, said.problems)) == (
+    loaded = load_configuration(None, {"BATCHERY_CONFIG": "deployment.toml"})
+    assert str(ConfigurationError(loaded.source, loaded.problems)) == (
         "This configuration cannot be used: deployment.toml (by BATCHERY_CONFIG)\n"
         "  - [worker] lease_s = 0 is not possible: it must be a number of seconds from 1 to 1,000,000."
     )
 
 
-def test_what_is_no_toml_is_refused_with_the_line(write: Write, tmp_path: Path) -> None:
+def test_a_file_that_is_no_toml_is_refused_with_the_line(write: Write, tmp_path: Path) -> None:
     assert problems(write("[worker]\nlease_s = = 3")) == [
         f"It cannot be read as TOML, from {tmp_path}: Invalid value (at line 2, column 11)."
     ]
@@ -215,9 +217,9 @@ def test_a_preset_that_does_not_exist_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_a_shipped_preset_is_sound_and_speaks_of_no_task(name: str) -> None:
-    said = load(name)
-    assert said.tasks == {}
-    TaskOptions(**{option: setting.value for option, setting in said.defaults.items()})
+    loaded = load(name)
+    assert loaded.tasks == {}
+    TaskOptions(**{option: setting.value for option, setting in loaded.defaults.items()})
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from batchery.configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions, option_value
 
@@ -61,6 +62,12 @@ def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(
 def test_values_at_the_edge_are_accepted(values: dict[str, Any]) -> None:
     options = TaskOptions(**values)
     assert {name: getattr(options, name) for name in values} == values
+
+
+def test_a_number_of_numpy_counts_as_the_float_that_it_is() -> None:
+    assert TaskOptions(max_wait_ms=np.float64(2.5)).max_wait_ms == 2.5
+    with pytest.raises(ValueError, match="max_wait_ms"):
+        TaskOptions(max_wait_ms=np.float64(-1))
 
 
 def test_options_that_contradict_each_other_are_refused_as_such() -> None:

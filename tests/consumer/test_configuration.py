@@ -147,7 +147,7 @@ def test_an_option_set_by_remote_control_holds_from_the_next_batch(
         (("picky", "max_batch_size", 3), "This worker serves no task 'picky'."),
     ],
 )
-def test_what_cannot_be_set_is_refused_in_the_reply_and_changes_nothing(
+def test_a_refused_change_is_explained_in_the_reply_and_changes_nothing(
     app: Celery, worker: Worker, values: tuple[Any, ...], reason: str
 ) -> None:
     before = inspect(app, worker)["tasks"]

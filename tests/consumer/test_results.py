@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from batchery.batchers import Job, Outcome
-from batchery.worker.consumer.fast.encode_result import SERIALIZERS, encode_success, encode_value
+from batchery.producer.codec.serializer import encode_by
+from batchery.worker.consumer.fast.encode_result import SERIALIZERS, encode_success
 from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import Headers
 from batchery.worker.consumer.wire.request import FastRequest
@@ -108,7 +109,7 @@ def stock(app: Celery, value: Any, request: Context) -> Any:
 
 def ours(app: Celery, value: Any, request: Context) -> Any:
     encoded = encode_success(
-        request.id, encode_value(value, app.backend.serializer), DONE_AT, request.group, request.parent_id
+        request.id, encode_by(app.backend.serializer, value), DONE_AT, request.group, request.parent_id
     )
     return app.backend.decode(encoded)
 

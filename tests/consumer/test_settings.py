@@ -159,7 +159,7 @@ def test_a_task_that_is_routed_elsewhere_need_not_be_served(app: Celery, tmp_pat
 
 
 @pytest.mark.parametrize("routes", [None, {"classify": "celery"}])
-def test_a_task_that_comes_in_and_is_not_served_is_refused_with_its_queue(
+def test_a_task_whose_queue_is_consumed_but_that_is_not_served_is_refused(
     app: Celery, tmp_path: Path, routes: Any
 ) -> None:
     app.conf.task_routes = routes
@@ -195,7 +195,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "option", "value", "reason"), REFUSED)
-def test_what_remote_control_cannot_set_is_refused_with_what_it_can(
+def test_remote_control_refuses_what_cannot_be_set_and_says_what_can(
     app: Celery, tmp_path: Path, name: str, option: str, value: Any, reason: str
 ) -> None:
     settings = apply(app, tmp_path)
@@ -206,7 +206,7 @@ def test_what_remote_control_cannot_set_is_refused_with_what_it_can(
     assert settings.report() == before
 
 
-def test_what_can_be_set_at_run_time_is_options_of_tasks(app: Celery, tmp_path: Path) -> None:
+def test_every_option_that_can_be_set_at_run_time_is_a_tasks(app: Celery, tmp_path: Path) -> None:
     settings = apply(app, tmp_path)
     for option in RUNTIME_OPTIONS:
         value = getattr(app.tasks["search.embed"], option)
@@ -229,11 +229,11 @@ def test_setup_reads_no_file_in_a_caller(app: Celery) -> None:
         Settings(app, configuration_of(app))
 
 
-def test_setup_refuses_what_is_no_configuration(app: Celery) -> None:
+def test_setup_refuses_an_argument_that_is_no_configuration(app: Celery) -> None:
     with pytest.raises(TypeError, match="give a preset's name, the path of a TOML file, or WorkerOptions"):
         setup(app, {"lease_s": 3})  # type: ignore[arg-type]  # the point of the test
 
 
-def test_what_is_infinite_is_told_in_a_word(app: Celery, tmp_path: Path) -> None:
+def test_an_infinite_value_is_reported_as_a_word(app: Celery, tmp_path: Path) -> None:
     settings = apply(app, tmp_path, "[tasks.classify]\nmax_age_ms = inf")
     assert settings.report()["tasks"]["classify"]["options"]["max_age_ms"] == "inf"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,7 +36,7 @@ def conf(**values: Any) -> str:
 
 @pytest.mark.worker
 def test_a_forked_pool_is_refused_with_the_reason(start_raw: StartRaw) -> None:
-    worker = start_raw("-P", "prefork")
+    worker = start_raw("-P", "processes")
     assert worker.wait(timeout=15) != 0
     assert "Batchery cannot run with the pool" in worker.log
     assert "-P threads" in worker.log
@@ -62,8 +62,10 @@ def test_a_pool_that_the_app_asks_for_is_left_alone(start: StartWorker, caller: 
     assert "solo" in stats["pool"]["implementation"]
 
 
-def test_without_any_choice_plain_tasks_run_in_threads(start: StartWorker, caller: Celery) -> None:
-    start()
+@pytest.mark.parametrize("args", [(), ("-P", "prefork")], ids=["no -P", "Celery's default"])
+def test_without_any_choice_plain_tasks_run_in_threads(start: StartWorker, caller: Celery, args: Sequence[str]) -> None:
+    """Celery cannot tell `-P prefork`, its default, from no choice, and takes the pool that `setup` has set."""
+    start(args=args)
     (stats,) = caller.control.inspect(limit=1).stats().values()
     assert "thread" in stats["pool"]["implementation"]
 

@@ -35,8 +35,10 @@ def job(seq: int, task: str = "a", **fields: Any) -> Job:
 def prepare(scheduler: Scheduler, jobs: Iterable[Job]) -> None:
     """Let jobs come in and wait."""
     jobs = list(jobs)
-    scheduler.claimed(jobs)
-    scheduler.prepared(jobs, NOW)
+    for task in {job.task for job in jobs}:
+        group = [job for job in jobs if job.task == task]
+        scheduler.claimed(group)
+        scheduler.prepared(group, NOW)
 
 
 def give_back(scheduler: Scheduler, jobs: list[Job]) -> None:
@@ -294,6 +296,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.scheduler.left(jobs, move)
         self.left += jobs
 
+    def prepared(self, jobs: list[Job]) -> None:
+        for task in "ab":
+            if group := sorted((job for job in jobs if job.task == task), key=lambda job: job.seq):
+                self.scheduler.prepared(group, self.now)
+        self.waiting += jobs
+
     @rule(data=st.data())
     def claim(self, data: Any) -> None:
         task = data.draw(st.sampled_from("ab"))
@@ -321,8 +329,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.scheduler.draining:
             self.leave(sound, "given back")
         else:
-            self.scheduler.prepared(sound, self.now)
-            self.waiting += sound
+            self.prepared(sound)
 
     @precondition(lambda self: self.running is None)
     @rule(withdrawn=st.integers(0, 1))
@@ -409,8 +416,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.scheduler.draining:
             self.leave(jobs, "given back")
         else:
-            self.scheduler.prepared(jobs, NOW)
-            self.waiting += jobs
+            self.prepared(jobs)
         while self.waiting or self.running:
             if self.running is None:
                 self.run(0)

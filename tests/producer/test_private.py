@@ -17,7 +17,8 @@ from celery.result import AsyncResult
 from kombu import Connection, Producer
 from kombu.transport.redis import Channel
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+from tests.support.private_names import listed_names
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -136,15 +137,8 @@ def test_a_producer_tells_whether_it_collects_a_batch() -> None:
 
 
 def test_the_table_of_private_names_lists_every_name_that_has_a_test() -> None:
-    docstring = ast.get_docstring(ast.parse((ROOT / "producer/private.py").read_text()))
-    assert docstring is not None
-    rows = [line.split(" | ")[0] for line in docstring.splitlines() if line.startswith("| `")]
-    listed = []
-    for row in rows:
-        first, *others = re.findall("`(.+?)`", row)
-        owner = first.rpartition(".")[0]
-        listed += [first, *(owner + name if name.startswith(".") else name for name in others)]
-    assert sorted(listed) == sorted(NAMES)
+    producers, _ = listed_names()
+    assert sorted(producers) == sorted(NAMES)
 
 
 def private_attributes(file: Path) -> Iterator[tuple[str, bool]]:
@@ -159,11 +153,12 @@ def private_attributes(file: Path) -> Iterator[tuple[str, bool]]:
 
 
 #: The folders whose files use private names through producer/private.py only.
-@pytest.mark.parametrize("folder", ["producer"])
+@pytest.mark.parametrize("folder", ["producer", "worker"])
 def test_no_other_file_uses_a_private_name_of_celerys_or_kombus(folder: str) -> None:
     files = [file for file in (ROOT / folder).rglob("*.py") if file.name != "private.py"]
     names = {file: [*private_attributes(file)] for file in files}
     ours = {name for found in names.values() for name, is_ours in found if is_ours}
+    ours.add("_replace")  # of every NamedTuple
     foreign = [
         (file.name, name)
         for file, found in names.items()

@@ -129,8 +129,7 @@ def test_producers_and_workers_may_do_all_they_need_over_tls(site: Site, tmp_pat
         gate.open()
         wait_until(lambda: client.hlen("batchery:unacked:celery") + client.llen("celery") == 0, "all is done")
         assert workers[0].process.wait(20) == 0
-        # A worker asks for this one command and can do without it, as the document says.
-        assert {entry["object"] for entry in client.acl_log()} <= {"config|get"}
+        assert {entry["object"] for entry in client.acl_log()} == set()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """The broker's side: claims, leases, settling. Redis, no Celery: messages are bytes here."""
 
+from .claims import ChordPart, Claim, ResultRetention, Settled, Settlement
 from .client import connect
-from .held import Claim
 from .keys import Queue
 from .leases import Leases
-from .settling import ChordPart, ResultRetention, Settled, Settlement
 from .wakeup import ArrivalWatcher
 
 __all__ = [

@@ -13,9 +13,9 @@ from .. import tuning
 def connect(connection_class: type[Any], parameters: Mapping[str, Any]) -> "redis.Redis":
     """Return a client for the server that `parameters`, a redis-py connection's arguments, describe.
 
-    redis-py 8 repeats a command up to ten times after a time-out, which would claim twice: here nothing is repeated.
+    Nothing is repeated, because redis-py 8 repeats a command up to ten times after a time-out and would claim twice.
     """
-    # Maintenance notifications need RESP 3, whose replies are others.
+    # Maintenance notifications need RESP 3, whose replies differ.
     kept = {name: value for name, value in parameters.items() if "maint_notifications" not in name}
     chosen = {
         **kept,
@@ -32,13 +32,9 @@ def connect(connection_class: type[Any], parameters: Mapping[str, Any]) -> "redi
 
 
 def same_server(one: "redis.Redis", other: "redis.Redis") -> bool:
-    """Whether two clients talk to one and the same server process, whatever their db numbers."""
+    """Return whether two clients talk to the same server process, whatever their db numbers."""
     try:
         return bool(one.info("server")["run_id"] == other.info("server")["run_id"])
-    except redis.RedisError:  # INFO is not allowed to us, or one of them is away: compare addresses
-        return _address(one) == _address(other)
-
-
-def _address(client: "redis.Redis") -> tuple[Any, ...]:
-    parameters = client.connection_pool.connection_kwargs
-    return tuple(parameters.get(name) for name in ("host", "port", "path"))
+    except redis.RedisError:  # INFO is forbidden, or a server is away, so the addresses have to tell
+        first, second = (client.connection_pool.connection_kwargs for client in (one, other))
+        return all(first.get(name) == second.get(name) for name in ("host", "port", "path"))

@@ -1,4 +1,4 @@
-"""The leases that one worker holds on messages. Each method is one atomic script for each queue.
+"""The leases that one worker holds on messages. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
 2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
@@ -9,47 +9,71 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from operator import attrgetter
+from typing import TypeVar
 
 import redis
 
 from .. import tuning
-from .buffer import Buffer
-from .claiming import Claimer
-from .giving_back import give_back, give_back_orphans
-from .held import Claim, HeldClaims, by_queue
+from .claims import Claim, ResultRetention, Settled, Settlement
 from .keys import Queue
 from .scripts import Scripts
-from .settling import ResultRetention, Settled, Settlement, Settler
+
+T = TypeVar("T")
 
 
-class Leases(HeldClaims):
-    """The leases of one worker. Any thread may call any method."""
+class Leases:
+    """The leases of one worker, of `lease_s` seconds, at the server and in the db of `client`. Any thread."""
 
     def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
-        """Hold leases of `lease_s` seconds on the messages of `client`'s server and db."""
-        super().__init__()
         #: Tells workers apart: host and process for people, the rest because process ids are used again.
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        #: Set when something is buffered: somebody should call `flush`.
+        #: Bytes of the messages held.
+        self.held_bytes = 0
+        #: Messages that the last claim left to other workers.
+        self.withheld = 0
+        #: Redis TIME of the last claim, in seconds since the epoch.
+        self.server_time = 0.0
+        #: Set when something was buffered that `flush` should send.
         self.has_buffered = threading.Event()
-        self._lease_s = lease_s
-        self._scripts = Scripts(client)
-        self._claimer = Claimer(self._scripts, self, lease_s=lease_s)
-        self._settler = Settler(self._scripts, self)
-        self._to_give_back: Buffer[Claim] = Buffer()
+        self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
+        self._lock = threading.Lock()
+        self._held: dict[str, Claim] = {}
+        self._held_of: Counter[str] = Counter()
         self._queues: dict[str, Queue] = {}
+        self._next_seq = 0
+        #: Claims whose answer was lost with the connection.
+        self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
+        self._acknowledgements: deque[Settlement] = deque()
+        self._to_give_back: deque[Claim] = deque()
 
-    @property
-    def withheld(self) -> int:
-        """Messages that the last claim left to other workers."""
-        return self._claimer.withheld
+    def holds(self, claim: Claim) -> bool:
+        """Return whether a claim is ours as far as this worker knows."""
+        return claim.tag in self._held
 
-    @property
-    def server_time(self) -> float:
-        """Redis TIME of the last claim, in seconds since the epoch."""
-        return self._claimer.server_time
+    def still_held(self, claim: Claim) -> bool:
+        """Ask the server whether a claim is ours."""
+        return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
+
+    def find(self, tag: str) -> Claim | None:
+        """Return the claim of that tag, if it is ours."""
+        return self._held.get(tag)
+
+    def held(self) -> list[Claim]:
+        """Return every claim that is ours, in claim order."""
+        with self._lock:
+            return sorted(self._held.values(), key=attrgetter("seq"))
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Hold these no longer: they are not refreshed, so their leases run out unless they were settled."""
+        with self._lock:
+            for claim in claims:
+                if self._held.pop(claim.tag, None) is not None:
+                    self._held_of[claim.queue.name] -= 1
+                    self.held_bytes -= len(claim.message)
 
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
@@ -59,64 +83,85 @@ class Leases(HeldClaims):
         `limits` bounds the messages of each of `queues`; None bounds each by `limit`. The highest priority comes first,
         then the first of `queues`, then the oldest message of a queue.
         """
+        while self._unacknowledged_claims:
+            self._scripts.give_back_claimed(*self._unacknowledged_claims[-1])
+            self._unacknowledged_claims.pop()
         self._queues.update({queue.name: queue for queue in queues})
-        return self._claimer.claim(queues, limit, max_bytes, limits)
+        held = [self._held_of[queue.name] for queue in queues]
+        seqs = range(self._next_seq, self._next_seq + limit)
+        # Numbers are used once even if the answer is lost, because two claims must not share tags.
+        self._next_seq = seqs.stop
+        try:
+            self.server_time, self.withheld, claims = self._scripts.claim(
+                queues, seqs, held=held, limits=limits or [limit] * len(queues), max_bytes=max_bytes
+            )
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._unacknowledged_claims.append((queues, seqs))
+            raise
+        with self._lock:
+            for claim in claims:
+                self._held[claim.tag] = claim
+                self._held_of[claim.queue.name] += 1
+                self.held_bytes += len(claim.message)
+        return claims
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Store results and acknowledge, in one round trip for each queue; return what became of each settlement.
 
-        Buffered acknowledgements are sent along. All of it may be repeated after an error.
+        Buffered acknowledgements are sent along. A settle that failed may be repeated: the server ignores what is
+        settled already.
         """
-        return self._settler.settle(settlements, retention)
+        settled: dict[str, Settled] = {}
+        still_ours = Settled.NEEDS_CELERY
+        with _taken(self._acknowledgements) as acknowledgements:
+            for chunk in _chunks([*settlements, *acknowledgements]):
+                answers = self._scripts.settle(chunk, retention)
+                settled.update(zip([item.claim.tag for item in chunk], answers, strict=True))
+                pairs = zip(chunk, answers, strict=True)
+                self.forget(item.claim for item, answer in pairs if answer is not still_ours)
+        return [settled[settlement.claim.tag] for settlement in settlements]
 
     def acknowledge(self, claim: Claim) -> None:
         """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
-        self._settler.acknowledge(claim)
+        self._acknowledgements.append(Settlement(claim))
         self.has_buffered.set()
 
     def give_back_soon(self, claim: Claim) -> None:
         """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.put(claim)
+        self._to_give_back.append(claim)
         self.has_buffered.set()
 
     def flush(self) -> None:
         """Send what is buffered.
 
         Raises:
-            redis.RedisError: the server refused or is away; the buffers keep what was not sent.
+            redis.RedisError: the server is away or refuses; nothing is lost, and the next `flush` sends it.
         """
         self.has_buffered.clear()
-        self._settler.flush()
-        with self._to_give_back.taken() as claims:
+        self.settle([], ResultRetention(db=self._scripts.db))
+        with _taken(self._to_give_back) as claims:
             self.give_back(claims)
 
     def give_back(self, claims: Iterable[Claim]) -> None:
         """Put messages back to the front of their queues, in claim order."""
         claims = list(claims)
-        for group in by_queue(claims, attrgetter("queue.name")):
-            give_back(self._scripts, group[0].queue, [claim.tag for claim in group])
+        for group in _by_queue(claims, attrgetter("queue.name")):
+            self._scripts.give_back(group[0].queue, [claim.tag for claim in group])
         self.forget(claims)
-
-    def sweep(self, most: int = tuning.SWEEP_MAX_JOBS) -> int:
-        """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""
-        return sum(give_back_orphans(self._scripts, queue, most=most) for queue in list(self._queues.values()))
 
     def refresh(self, queues: Sequence[Queue]) -> None:
         """Refresh everything we hold, and our place among the live workers of `queues`."""
-        groups = {claims[0].queue.name: claims for claims in by_queue(self.held(), attrgetter("queue.name"))}
-        for queue in {
-            queue.name: queue for queue in [*(claims[0].queue for claims in groups.values()), *queues]
-        }.values():
-            claims = groups.get(queue.name, [])
+        held = {claims[0].queue: claims for claims in _by_queue(self.held(), attrgetter("queue.name"))}
+        for queue in {*queues, *held}:
+            claims = held.get(queue, [])
             tags = [claim.tag for claim in claims]
-            keys, args = [queue.index, queue.workers], [self._lease_s, self.worker, *tags]
-            if self._scripts.run("refresh", keys, args) < len(tags):
+            if self._scripts.refresh(queue, tags) < len(tags):
                 scores = self._scripts.client.zmscore(queue.index, tags)
                 self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
 
-    def still_held(self, claim: Claim) -> bool:
-        """Ask the server whether a claim is still ours."""
-        return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
+    def sweep(self, most: int = tuning.SWEEP_MAX_JOBS) -> int:
+        """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""
+        return sum(self._scripts.give_back(queue, orphans=most) for queue in list(self._queues.values()))
 
     def leave(self) -> None:
         """Send what is buffered, give back whatever is still held, and no longer count as a live worker."""
@@ -124,3 +169,39 @@ class Leases(HeldClaims):
         self.give_back(self.held())
         for queue in self._queues.values():
             self._scripts.client.zrem(queue.workers, self.worker)
+
+
+@contextmanager
+def _taken(buffer: deque[T]) -> Iterator[list[T]]:
+    """Take everything out of a buffer in order to send it; put it back if that fails."""
+    items: list[T] = []
+    with suppress(IndexError):
+        while True:
+            items.append(buffer.popleft())
+    try:
+        yield items
+    except BaseException:
+        buffer.extend(items)
+        raise
+
+
+def _by_queue(items: Iterable[T], queue_name: Callable[[T], str]) -> Iterable[list[T]]:
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(queue_name(item), []).append(item)
+    return groups.values()
+
+
+def _chunks(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
+    """Cut settlements into what one script may take: few enough, and of one queue."""
+    for group in _by_queue(settlements, attrgetter("claim.queue.name")):
+        chunk: list[Settlement] = []
+        chunk_bytes = 0
+        for settlement in group:
+            size = len(settlement.result) + (len(settlement.part.result) if settlement.part else 0)
+            chunk_bytes += size
+            if chunk and (chunk_bytes > tuning.SETTLE_MAX_BYTES or len(chunk) == tuning.SETTLE_MAX_JOBS):
+                yield chunk
+                chunk, chunk_bytes = [], size
+            chunk.append(settlement)
+        yield chunk

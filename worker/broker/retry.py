@@ -1,40 +1,52 @@
-"""When Redis does not answer: again and again, until the worker stops."""
+"""Tries again what Redis refused, because it is away, full or read-only."""
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import redis
+from redis.backoff import ExponentialBackoff
+
+from .. import tuning
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between tries: doubled each time, up to the second.
-_BACKOFF_S = (0.1, 2.0)
+T = TypeVar("T")
+
+_BACKOFF = ExponentialBackoff(cap=tuning.RETRY_LONGEST_PAUSE_S, base=tuning.RETRY_FIRST_PAUSE_S)
 
 
-class Persist:
-    """Does what Redis may fail at. Any thread."""
+class RedisRetry:
+    """Repeats actions on Redis. Any thread. redis-py's `Retry` would sleep: here `stop` ends every pause at once."""
 
     def __init__(self) -> None:
-        """Persist until `stop`."""
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Give up from now on what fails: the worker stops."""
+        """From now on, try each action once only."""
         self._stopped.set()
 
-    def __call__(self, action: Callable[[], Any], *, until_done: bool = False) -> Any:
-        """Do `action`, again and again if Redis fails; None if it was given up because the worker stops.
-
-        Without `until_done` it is tried once, and failing costs one wait.
-        """
-        pause, longest = _BACKOFF_S
+    def until_stopped(self, action: Callable[[], T]) -> T | None:
+        """Return the result of `action`, repeated while Redis fails; None if `stop` was called before."""
+        failures = 0
         while True:
             try:
                 return action()
             except redis.RedisError as exc:
-                logger.warning("Redis: %s. Trying again in %.1f s.", exc, pause)
-            if self._stopped.wait(pause) or not until_done:
-                return None
-            pause = min(2 * pause, longest)
+                if self._pause(exc, failures):
+                    return None
+            failures += 1
+
+    def once(self, action: Callable[[], T]) -> T | None:
+        """Return the result of `action`; if Redis fails, None after a pause, so that a caller's loop does not spin."""
+        try:
+            return action()
+        except redis.RedisError as exc:
+            self._pause(exc, 0)
+            return None
+
+    def _pause(self, error: Exception, failures: int) -> bool:
+        pause_s = _BACKOFF.compute(failures)
+        logger.warning("Redis: %s. Trying again in %.1f s.", error, pause_s)
+        return self._stopped.wait(pause_s)

@@ -1,5 +1,6 @@
-"""Runs the Lua scripts of the folder `scripts`."""
+"""The Lua scripts of the folder `scripts`: their KEYS, their ARGV and their replies."""
 
+import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,27 +8,99 @@ from typing import Any
 
 import redis
 
-_FOLDER = Path(__file__).parent / "scripts"
+from .. import tuning
+from .claims import Claim, ResultRetention, Settled, Settlement
+from .keys import Queue
+
+#: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
+_SETTLED = tuple(Settled)
 
 
 class Scripts:
-    """Runs scripts on one server. Any thread."""
+    """Runs the scripts for one worker, each as a method. Any thread."""
 
-    def __init__(self, client: "redis.Redis") -> None:
-        """Run scripts on `client`'s server and db."""
+    def __init__(self, client: "redis.Redis", *, worker: str, lease_s: float) -> None:
+        self.db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._pool = client.connection_pool
         self._local = threading.local()
-        self._scripts = {path.stem: client.register_script(path.read_text()) for path in _FOLDER.glob("*.lua")}
-        self.db = int(self._pool.connection_kwargs.get("db") or 0)
+        files = (Path(__file__).parent / "scripts").glob("*.lua")
+        self._scripts = {file.stem: client.register_script(file.read_text()) for file in files}
+        self._worker = worker
+        self._lease_s = lease_s
+        self._tag_prefix = f"{secrets.token_hex(8)}:"
 
     @property
     def client(self) -> "redis.Redis":
-        """A client whose connection the calling thread keeps, because the pool costs a system call and so the GIL."""
+        """A client whose connection the thread keeps, because taking one from the pool releases the GIL."""
         client: redis.Redis | None = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = redis.Redis(connection_pool=self._pool, single_connection_client=True)
         return client
 
-    def run(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run the script scripts/`name`.lua and return its reply."""
+    def claim(
+        self, queues: Sequence[Queue], seqs: range, *, held: Sequence[int], limits: Sequence[int], max_bytes: int
+    ) -> tuple[float, int, list[Claim]]:
+        """Claim a message for each of `seqs` at most; `held` and `limits` count messages of each of `queues`.
+
+        Return Redis TIME in seconds, the messages left to other workers, and the claims.
+        """
+        priorities = queues[0].priorities
+        lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
+        keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
+        keys += [queue.lists[step] for queue, step in lists]
+        args: list[Any] = [self._tag_prefix, seqs.start, self._lease_s, len(seqs), max_bytes, len(queues)]
+        for queue, count, limit in zip(queues, held, limits, strict=True):
+            args += (queue.envelope_end, count, limit)
+        server_time, withheld, *rest = self._run("claim", keys, [*args, *priorities])
+        prefix, messages = self._tag_prefix, rest[len(lists) :]
+        claims: list[Claim] = []
+        for (queue, step), count in zip(lists, rest, strict=False):
+            first, priority = len(claims), priorities[step]
+            claims += [
+                Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq)  # noqa: UP031 - faster
+                for seq, message in zip(seqs[first : first + count], messages[first : first + count], strict=True)
+            ]
+        return float(server_time), int(withheld), claims
+
+    def give_back_claimed(self, queues: Sequence[Queue], seqs: range) -> None:
+        """Give back whatever `claim` took, where its reply is not known."""
+        for queue in queues:
+            tags = [f"{self._tag_prefix}{seq:012d}.{priority}" for seq in seqs for priority in queue.priorities]
+            self.give_back(queue, tags)
+
+    def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
+        """Settle claims of one queue; return what became of each."""
+        queue = settlements[0].claim.queue
+        keys: list[str] = [queue.unacked, queue.index]
+        args: list[Any] = [self.db, retention.db, retention.expires_s, len(settlements)]
+        parts: list[Any] = []
+        chords: dict[str, int] = {}
+        chord_keys: list[str] = []
+        for number, (claim, key, result, part) in enumerate(settlements, 1):
+            keys.append(key or queue.unacked)
+            args += (claim.tag, result)
+            if part is not None:
+                if part.keys[0] not in chords:
+                    chords[part.keys[0]] = len(chords) + 1
+                    chord_keys += part.keys
+                parts += (number, chords[part.keys[0]], part.task_id, part.place, part.result)
+        if parts:
+            keys += chord_keys
+            args += (int(retention.chord_in_order), retention.chord_expires_s, retention.group_expires_s, *parts)
+        return [_SETTLED[answer] for answer in self._run("settle", keys, args)]
+
+    def give_back(self, queue: Queue, tags: Sequence[str] = (), *, orphans: int | None = None) -> int:
+        """Give back the messages of `tags`, or messages whose lease has run out, `orphans` at most; return how many."""
+        keys = [queue.unacked, queue.index, *queue.lists]
+        priorities = ",".join(map(str, queue.priorities))
+        most = "" if orphans is None else orphans
+        return int(
+            self._run("give_back", keys, [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, *tags])
+        )
+
+    def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
+        """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""
+        return int(self._run("refresh", [queue.index, queue.workers], [self._lease_s, self._worker, *tags]))
+
+    def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)

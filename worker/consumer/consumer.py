@@ -24,9 +24,10 @@ from ...producer.private import QuietConsumer
 from .. import tuning
 from ..broker import ArrivalWatcher, Leases, Queue, connect
 from ..broker.lease_refresher import LeaseRefresher
+from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
-from .compat.context import RedisRetry, WorkerContext
+from .compat.context import WorkerContext
 from .compat.hub import HubCalls
 from .fast.events import Events
 from .fast.fetch import QueueSource

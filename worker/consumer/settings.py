@@ -1,4 +1,4 @@
-"""What holds in this worker: the batch tasks that it serves, and each one's options with where they come from."""
+"""The configuration of a worker: the batch tasks that it serves, their options, and where each option comes from."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -30,14 +30,15 @@ RUNTIME_OPTIONS = [name for name in TASK_OPTION_NAMES if name != "preferred_batc
 class Settings:
     """The configuration of one worker, applied to its tasks.
 
-    A ConfigurationError says everything that is wrong in it, or does not fit this app's tasks or queues.
+    Raises:
+        ConfigurationError: the configuration has problems, or it does not fit this app's tasks or queues.
     """
 
     def __init__(self, app: Celery, configuration: Configuration) -> None:
         self.source = configuration.source
-        self.worker = WorkerOptions(**{option: said.value for option, said in configuration.worker.items()})
+        self.worker = WorkerOptions(**{option: setting.value for option, setting in configuration.worker.items()})
         self._worker_sources = dict.fromkeys(WorkerOptions.__struct_fields__, "default")
-        self._worker_sources |= {option: said.source for option, said in configuration.worker.items()}
+        self._worker_sources |= {option: setting.source for option, setting in configuration.worker.items()}
         known = {name: task for name, task in app.tasks.items() if isinstance(task, BatchTask)}
         wanted = known if self.worker.tasks is None else self.worker.tasks
         #: The batch tasks that this worker serves, by name.
@@ -54,7 +55,7 @@ class Settings:
             raise ConfigurationError(self.source, problems)
 
     def _unknown_names(self, app: Celery, known: Collection[str], configuration: Configuration) -> Iterator[str]:
-        """Tell of tasks that the configuration names and that are no batch tasks of this app."""
+        """Report names in the configuration that are not names of this app's batch tasks."""
         named = {task_table(name): name for name in configuration.tasks}
         named |= {f"tasks = [{name!r}] ({self._worker_sources['tasks']})": name for name in self.worker.tasks or ()}
         for place, name in named.items():
@@ -64,7 +65,7 @@ class Settings:
                 yield f"{place} names no batch task of this app. {did_you_mean(name, known)}"
 
     def _contested_queues(self, app: Celery) -> Iterator[str]:
-        """Tell of queues of this worker to which tasks are sent that it does not serve."""
+        """Report queues of this worker to which calls of tasks are sent that it does not serve."""
         # A copy of the queues, because Celery's own would make one that is missing.
         router = app.amqp.Router({**app.amqp.queues}, create_missing=False)
         for name in self.unserved:
@@ -82,22 +83,24 @@ class Settings:
                 )
 
     def _configure(self, task: BatchTask, sources: dict[str, str], configuration: Configuration) -> Iterator[str]:
-        """Set the options that the configuration has for a task, or tell why they do not fit its code."""
-        settings = {option: said for option, said in configuration.defaults.items() if sources[option] == "default"}
+        """Set the options that the configuration has for a task, or report why they do not fit its code."""
+        settings = {
+            option: setting for option, setting in configuration.defaults.items() if sources[option] == "default"
+        }
         settings |= configuration.tasks.get(task.name, {})
         if not settings:
             return
         try:
-            options = replace(task.options, **{option: said.value for option, said in settings.items()})
+            options = replace(task.options, **{option: setting.value for option, setting in settings.items()})
             if type(task).load is BatchTask.load:  # else load may make the batcher, and the check follows there
                 check_budget(task, options.max_batch_tokens)
         except ValueError as error:
-            places = (f"{option} = {said.value!r} is from {said.source}" for option, said in settings.items())
+            places = (f"{option} = {setting.value!r} is from {setting.source}" for option, setting in settings.items())
             yield f"Task {task.name}: {error} ({'; '.join(places)}.)"
             return
-        for option, said in settings.items():
-            setattr(task, option, said.value)
-            sources[option] = said.source
+        for option, setting in settings.items():
+            setattr(task, option, setting.value)
+            sources[option] = setting.source
 
     def set(self, name: str, option: str, value: Any) -> TaskOptions:
         """Change an option of a task and return all of its options; a ValueError says what is possible instead."""

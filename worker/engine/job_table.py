@@ -19,6 +19,7 @@ LEFT       | nobody: it was settled, given back, or dropped because nobody wants
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ...batchers import CostModel, GreedyPlanner, Job, JobState, Planner, TokenCeiling
 from ...configs import TaskOptions
@@ -41,6 +42,9 @@ MOVES: Mapping[str, tuple[Sequence[JobState], JobState]] = {
     "returned": ([_PREPARING, _WAITING, _CHOSEN], _RETURNING),
     "given back": ([_RETURNING], _LEFT),
 }
+
+
+_size = attrgetter("size")
 
 
 @dataclass(slots=True)
@@ -110,11 +114,10 @@ class JobTable:
         return bool(self.tasks) and not self.capacity
 
     def claimed(self, jobs: Sequence[Job]) -> None:
-        """Hold jobs that came in: their items are to be made."""
-        for job in jobs:
-            task = self.tasks[job.task]
-            task.jobs += 1
-            task.bytes += job.size
+        """Hold jobs of one task that came in: their items are to be made."""
+        task = self.tasks[jobs[0].task]
+        task.jobs += len(jobs)
+        task.bytes += sum(map(_size, jobs))
         self.move("claimed", jobs)
 
     def left(self, jobs: Sequence[Job], move: str) -> None:
@@ -128,11 +131,12 @@ class JobTable:
     def move(self, move: str, jobs: Sequence[Job]) -> None:
         """Make one of `MOVES` with each job; a job in another state raises a RuntimeError."""
         sources, target = MOVES[move]
-        counts = self._counts
-        for job in jobs:
-            state = job.state
+        states = [job.state for job in jobs]
+        for state in set(states):
             if state not in sources:
+                job = jobs[states.index(state)]
                 raise RuntimeError(f"Job {job.id} is {state.name} and cannot be {move}. This is a bug in Batchery.")
-            counts[state] -= 1
+            self._counts[state] -= states.count(state)
+        for job in jobs:
             job.state = target
-        counts[target] += len(jobs)
+        self._counts[target] += len(jobs)

@@ -1,6 +1,5 @@
 """What runs next: decisions without I/O, threads or clock, because the time is an argument."""
 
-from bisect import insort
 from collections.abc import Mapping, Sequence
 from itertools import count
 from operator import attrgetter
@@ -41,15 +40,18 @@ class Scheduler(JobTable):
         return min(groups, key=lambda group: group[0][0].seq).popleft()
 
     def prepared(self, jobs: Sequence[Job], now: float) -> None:
-        """Let prepared jobs wait for the planner, in claim order, whichever was prepared first."""
+        """Let prepared jobs of one task wait for the planner, in claim order, whichever group was prepared first.
+
+        `jobs` are in claim order, too.
+        """
         self.move("prepared", jobs)
         for job in jobs:
             job.prepared_at = now
-            waiting = self.tasks[job.task].waiting
-            if not waiting or waiting[-1].seq < job.seq:
-                waiting.append(job)
-            else:
-                insort(waiting, job, key=_seq)
+        waiting = self.tasks[jobs[0].task].waiting
+        is_late = bool(waiting) and waiting[-1].seq > jobs[0].seq
+        waiting += jobs
+        if is_late:
+            waiting.sort(key=_seq)
 
     # -- Running -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from ...batchers import Batch, Outcome
@@ -104,14 +105,13 @@ class Settler:
         state, done = self._state, []
         with state.lock:
             device_waits = state.scheduler.results_wait
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    state.tasks[outcome.job.task].stats.failed += 1
-                if (batch := outcome.batch) is not None:
-                    batch.settled += 1
-                    if batch.settled == len(batch.jobs):
-                        state.scheduler.settled(batch, now)
-                        done.append(batch)
+            for outcome in [outcome for outcome in outcomes if outcome.error is not None]:
+                state.tasks[outcome.job.task].stats.failed += 1
+            for batch, count in Counter(outcome.batch for outcome in outcomes if outcome.batch is not None).items():
+                batch.settled += count
+                if batch.settled == len(batch.jobs):
+                    state.scheduler.settled(batch, now)
+                    done.append(batch)
             state.leave([outcome.job for outcome in outcomes], "settled")
             if device_waits:
                 self._device.work_came()

@@ -125,7 +125,8 @@ class EngineState:
         for job in jobs:
             job.claimed_at = now
             groups.setdefault(job.task, []).append(job)
-        self.scheduler.claimed(jobs)
+        for group in groups.values():
+            self.scheduler.claimed(group)
         return [*groups.values()]
 
     def _queue(self, jobs: list[Job]) -> None:

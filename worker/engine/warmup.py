@@ -81,7 +81,7 @@ def _prepared(model: Model) -> dict[int, Any]:
 
 
 def _of_length(model: Model, examples: dict[int, Any], length: int) -> Any:
-    """Return an item of a length: the longest example cropped, or else the example that is did_you_mean."""
+    """Return an item of a length: the longest example cropped, or else the example nearest to it."""
     crop = getattr(model.batcher, "crop", None)
     longest = max(examples)
     if crop is not None and model.counts_as_batcher and length < longest:

@@ -1,20 +1,20 @@
--- Claims messages: takes them out of their queues and puts them under our lease, all or nothing.
+-- Claims messages: takes them out of their queues and puts them under our lease, all in one step.
 --
 -- KEYS  for each of n queues: unacked hash, unacked_index, workers; then the lists, by priority and then by queue
 -- ARGV  1 tag prefix   2 first sequence number   3 lease in seconds   4 messages at most   5 bytes at most
---       6 n   then for each queue: end of its envelope, jobs of it that this worker holds, messages of it at most
+--       6 n   then for each queue: end of its envelope, messages of it that this worker holds, messages of it at most
 --       then the priorities
 -- Reply {time, messages left behind because they are other workers' share,
 --        for each list how many were taken, each message taken (oldest first, list by list)}
 --
--- A message's tag is prefix .. 12-digit sequence number .. '.' .. priority: sorted tags are in claim order, and the
--- tag alone says to which list a message goes back.
--- Over maxmemory this still works: RPOP frees memory, and Redis refuses only a script's first write.
+-- A message's tag is prefix .. 12-digit sequence number .. '.' .. priority. So sorted tags are in claim order, and a
+-- tag alone tells to which list its message goes back.
+-- This works over maxmemory, because RPOP frees memory and Redis refuses only a script's first write.
 
-local CHUNK = 16  -- popped at once, at most
+local CHUNK = 16  -- messages popped at once, at most
 
 local prefix, sequence, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local room, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local limit, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local priorities = #ARGV - 6 - 3 * queues
 
 local clock = redis.call('TIME')
@@ -25,7 +25,7 @@ local function list_key(priority, queue)
   return KEYS[3 * queues + (priority - 1) * queues + queue]
 end
 
--- A worker may hold its share of what waits and what is held: so looking ahead leaves no other worker idle.
+-- A worker holds at most its share of the messages that wait or are held, so that no other worker is left idle.
 local share, withheld = {}, 0
 for queue = 1, queues do
   local backlog = 0
@@ -46,7 +46,7 @@ end
 local counts, messages = {}, {}
 local taken_bytes, largest, full = 0, 0, false
 
--- As many as fit if they are like those seen so far: a row of huge messages must not fill Lua's memory.
+-- Pops as many as fit if they are like those seen so far, because a row of huge messages must not fill Lua's memory.
 local function chunk()
   if largest == 0 then return 1 end
   return math.max(1, math.min(CHUNK, math.floor((bytes - taken_bytes) / largest)))
@@ -72,23 +72,21 @@ end
 for priority = 1, priorities do
   for queue = 1, queues do
     local count = 0
-    while not full and math.min(room, share[queue]) > 0 do
+    while not full and math.min(limit, share[queue]) > 0 do
       local key = list_key(priority, queue)
-      local popped = redis.call('RPOP', key, math.min(room, share[queue], chunk()))
+      local popped = redis.call('RPOP', key, math.min(limit, share[queue], chunk()))
       if not popped then break end
-      local kept = {}
+      local kept = 0
       for index = 1, #popped do
         taken_bytes = taken_bytes + #popped[index]
         largest = math.max(largest, #popped[index])
         full = taken_bytes > bytes
-        if full and #messages + #kept > 0 then
-          for back = #popped, index, -1 do redis.call('RPUSH', key, popped[back]) end
-          break
-        end
-        kept[#kept + 1] = popped[index]
+        if full and #messages + kept > 0 then break end
+        kept = index
       end
-      lease_messages(queue, priority, kept)
-      count, room, share[queue] = count + #kept, room - #kept, share[queue] - #kept
+      for _ = kept + 1, #popped do redis.call('RPUSH', key, table.remove(popped)) end
+      lease_messages(queue, priority, popped)
+      count, limit, share[queue] = count + kept, limit - kept, share[queue] - kept
     end
     counts[#counts + 1] = count
   end

@@ -1,47 +1,34 @@
 -- Gives messages back to the front of their queue, in claim order.
 --
--- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, by priority
+-- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, one for each priority
 -- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
 --       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
---       4 bytes of orphans at most, but one whatever its size   then the tags
--- Reply how many were given back; a tag that is no longer held is passed over
+--       4 bytes of orphans at most, except that the first may be larger   then the tags
+-- Reply how many were given back; a tag that is no longer held is ignored
 --
--- Over maxmemory this still works: Redis refuses only a script's first write, and the first is a ZREM of nothing.
+-- This works over maxmemory, because Redis refuses only a script's first write, and the first one removes nothing.
 
-local function list_of(tag)
-  local priority = string.match(tag, '%.(%d+)$')
-  local place = 1
-  for step in string.gmatch(ARGV[2], '%d+') do
-    if step == priority then return KEYS[2 + place] end
-    place = place + 1
-  end
-  return KEYS[3]
+local list_of, place = {}, 3
+for priority in string.gmatch(ARGV[2], '%d+') do
+  list_of[priority], place = KEYS[place], place + 1
 end
 
--- Celery reads this flag from the delivery_info of a message's properties, which kombu writes behind the headers: the
--- last one. A quote inside a JSON string is escaped, so that no match is part of one.
+-- Celery reads this flag from the delivery_info of a message's properties. kombu writes the properties behind the
+-- headers, so it is the last delivery_info. No match is part of a JSON string, because a quote is escaped there.
 local function redelivered(message)
-  local first, last
-  local from = 1
-  while true do
-    local start, finish = string.find(message, '"delivery_info": ?{', from)
-    if not start then break end
-    first, last, from = start, finish, finish + 1
-  end
-  local inner = first and string.match(message, '^[^{}]*}', last + 1)
-  if not inner then return message end
-  local before, behind = string.sub(message, 1, last), string.sub(message, last + 1 + #inner)
-  local said, flags = string.gsub(inner, '("redelivered": ?)%a+', '%1true')
-  if flags > 0 then return before .. said .. behind end
-  local comma = string.match(inner, '^%s*}') and '' or ', '
-  return before .. '"redelivered": true' .. comma .. inner .. behind
+  local before, info, behind = string.match(message, '^(.*"delivery_info": ?{)([^{}]*)(}.*)$')
+  if not info or string.find(behind, '"delivery_info": ?{') then return message end
+  local flagged, flags = string.gsub(info, '("redelivered": ?)%a+', '%1true')
+  if flags > 0 then return before .. flagged .. behind end
+  local comma = string.find(info, '^%s*$') and '' or ', '
+  return before .. '"redelivered": true' .. comma .. info .. behind
 end
 
 local tags, orphans = {}, ARGV[3] ~= ''
 if orphans then
   local clock = redis.call('TIME')
   local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-  -- The newest first: what a later sweep gives back then comes before it.
+  -- The newest come first, because what a later sweep gives back is put before them.
   tags = redis.call('ZRANGE', KEYS[2], now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3])
 else
   for index = 5, #ARGV do tags[#tags + 1] = ARGV[index] end
@@ -56,7 +43,8 @@ for _, tag in ipairs(tags) do
   if left < 0 and count > 0 then break end
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
-    redis.call('RPUSH', list_of(tag), orphans and redelivered(message) or message)
+    local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
+    redis.call('RPUSH', list, orphans and redelivered(message) or message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
   end

@@ -1,10 +1,10 @@
--- Refreshes leases, and the worker's place among the living.
+-- Refreshes leases, and the worker's place among the live workers.
 --
 -- KEYS  1 unacked_index   2 workers
 -- ARGV  1 lease in seconds   2 worker   then the tags
 -- Reply how many of the tags are still held
 --
--- Over maxmemory this still works: Redis refuses only a script's first write, and the first one only removes.
+-- This works over maxmemory, because Redis refuses only a script's first write, and the first one only removes.
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000

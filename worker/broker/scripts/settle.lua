@@ -1,17 +1,18 @@
--- Settles jobs: stores each result, wakes whoever waits for it, and acknowledges its message, if we still hold it.
+-- Settles jobs: stores each result, announces it to its callers, and acknowledges its message, if we still hold it.
 --
--- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or the first key again where only to
---       acknowledge (an empty name would be a key that access rules forbid)
---       then for each chord: parts, added to its size, size, parts known, saved group, state (Celery's .j .t .s .d, '', .c)
+-- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or the first key again if it is only
+--       acknowledged (an empty name would be a key that access rules forbid)
+--       then for each chord: parts, added to its size, size, parts known, saved group, state (Celery's
+--       .j .t .s .d '' .c)
 -- ARGV  1 broker's db number   2 results' db number   3 seconds that results are kept, 0: for ever   4 number of jobs
 --       then for each job: tag, result
 --       then, if any job is part of a chord: 1 if chords are in order, seconds that parts are kept, and the group
 --       then for each part: number of its job, number of its chord, task id, its place in the chord, its result
--- Reply for each job 1 if it was settled; 0 if its lease was lost: somebody else answers that one; 2 if it completes a
---       chord: it is left as it was, for Celery to settle, who calls back
+-- Reply for each job 1 if it was settled; 0 if its lease was lost, so that another worker answers it; 2 if it completes
+--       a chord, so that Celery has to settle it and send the callback: nothing was done for it
 --
--- Over maxmemory this still works: Redis refuses only a script's first write, and the first is a HDEL of nothing.
--- Whatever else fails (a write that an ACL forbids, say) fails before the acknowledgement: nothing is lost by it.
+-- This works over maxmemory, because Redis refuses only a script's first write, and the first one removes nothing.
+-- Any other error (such as a write that access rules forbid) comes before the acknowledgement, so nothing is lost.
 
 local jobs = tonumber(ARGV[4])
 local tags = {}
@@ -23,8 +24,8 @@ for job = 1, jobs do reply[job] = held[job] and 1 or 0 end
 redis.call('HDEL', KEYS[1], '')
 if ARGV[1] ~= ARGV[2] then redis.call('SELECT', ARGV[2]) end
 
--- Parts are added as Celery's own script adds them. While a chord's size is not known, its last message is still to be
--- sent: so a chord is completed by a part that finds its size, and that one is left to Celery.
+-- Parts are added as Celery's own script adds them. A chord's size is not known until its last message is sent, so only
+-- a part that finds the size can complete the chord, and that part is left to Celery.
 local first_part, chords = 5 + 2 * jobs, {}
 local ordered, expires, group_expires = ARGV[first_part] == '1', ARGV[first_part + 1], ARGV[first_part + 2]
 

@@ -104,16 +104,16 @@ class CeleryBridge:
 
         It is not given back, because it would return at once.
         """
-        claim = self._take_back(request)
-        if claim is not None:
+        if (claim := self._take_back(request)) is not None:
             self._leases.forget([claim])
         worker_state.forget([request])
-        if request.task.name not in self._left:
-            self._left.add(request.task.name)
+        name = request.task.name
+        if name not in self._left:
+            self._left.add(name)
             logger.error(
-                "A call of %s was sent to a queue of this worker, which does not serve that task. Such calls wait here "
-                "for a worker that does, each time for one lease: send them to another queue.",
-                request.task.name,
+                "A call of %s was sent to a queue of this worker, which does not serve that task. Send such calls to "
+                "another queue, because each of them waits here for one lease before another worker may take it.",
+                name,
             )
 
     def withdraw(self, job: Job) -> None:
@@ -151,12 +151,11 @@ class CeleryBridge:
             self._consumer.app.backend.mark_as_failure(task_id, error)
         except (TypeError, ValueError):
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-            self._acknowledge(claim.tag)
         except Exception:
             logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
             self._leases.forget([claim])
-        else:
-            self._acknowledge(claim.tag)
+            return
+        self._acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""

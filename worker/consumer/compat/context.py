@@ -1,8 +1,7 @@
 """What the parts of the consumer share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from celery import Celery
 from celery.worker.consumer import Consumer
@@ -10,19 +9,9 @@ from celery.worker.consumer import Consumer
 from ....configs import WorkerOptions
 from ....producer import BatchTask
 from ...broker import Leases
-from ...broker.retry import Persist
+from ...broker.retry import RedisRetry
 from ...engine import EngineState
 from .hub import HubCalls
-
-T = TypeVar("T")
-
-
-class RedisRetry(Persist):
-    def until_stopped(self, action: Callable[[], T]) -> T | None:
-        return self(action, until_done=True)
-
-    def once(self, action: Callable[[], T]) -> T | None:
-        return self(action)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

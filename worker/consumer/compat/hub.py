@@ -4,18 +4,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVarTuple
+from typing import TypeVarTuple
+
+from kombu.asynchronous import Hub
 
 from ... import tuning
 
 logger = logging.getLogger(__name__)
 
 _Args = TypeVarTuple("_Args")
-
-
-class _Hub(Protocol):
-    def call_soon(self, callback: Callable[[], object], /) -> object: ...
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> object: ...
 
 
 class HubCalls:
@@ -26,10 +23,10 @@ class HubCalls:
     the GIL.
     """
 
-    def __init__(self, hub: _Hub) -> None:
+    def __init__(self, hub: Hub) -> None:
         """Send calls to `hub`."""
         self._hub = hub
-        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         #: Whether the hub will call `_tick` again.
         self._ticking = False
         self._paused = False

@@ -83,13 +83,11 @@ def _replaying(task: Task) -> Task:
             raise outcome.error
         return outcome.value
 
+    retried = private.retried(task, run)
+
     def call(_self: Task, *args: object, **kwargs: object) -> object:
-        return replay.run(*args, **kwargs)
+        return retried(*args, **kwargs)
 
     replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
-    replay.__dict__.update((name, value) for name, value in vars(task).items() if name != private.ORIGINAL_RUN)
-    replay.run = run
-    replay.outcomes = outcomes
-    replay.__trace__ = None
-    private.add_autoretry_behaviour(replay)
+    vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)
     return replay

@@ -10,19 +10,10 @@ from ....producer.codec import serializer
 #: Serializers that results can be encoded by.
 SERIALIZERS = ("json", serializer.NAME)
 
-#: A value's JSON, and the raw bytes that go behind it.
+#: A value's JSON, and the raw bytes that go behind it: what `encode_by` of the serializer returns.
 EncodedValue = tuple[bytes, Sequence[Any]]
 
 _encode = msgspec.json.encode
-
-
-def encode_value(value: object, serialized_by: str = "json") -> EncodedValue:
-    """Encode a value by one of `SERIALIZERS`.
-
-    Raises:
-        TypeError: `value` is not serializable.
-    """
-    return serializer.encode_by(serialized_by, value)
 
 
 def encode_success(task_id: str, value: EncodedValue, done_at: str, group: str | None, parent: str | None) -> bytes:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from celery.utils.saferepr import saferepr
 from celery.worker.consumer import Consumer
 
 from ....batchers import Outcome
 from ....producer.codec.serializer import summarise
+from ....producer.private import saferepr
 from ..wire.request import FastRequest
 
 

@@ -107,7 +107,7 @@ class QueueSource:
             self._claim_was_small = True
             self._hub.pause()
         elif claims:
-            self._retry.once(lambda: self._watcher.pass_on(more=self._leases.withheld > 0))
+            self._retry.once(lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _follow_up_small_claim(self) -> None:
@@ -115,7 +115,7 @@ class QueueSource:
         self._claim_was_small = False
         self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
-        self._retry.once(lambda: self._watcher.pass_on(more=False))
+        self._retry.once(lambda: self._watcher.wake_next_worker(more=False))
 
     def _wait_for_capacity(self) -> None:
         self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)

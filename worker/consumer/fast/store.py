@@ -11,11 +11,12 @@ from celery.backends.redis import RedisBackend
 from ....batchers import BatchFailed, Outcome
 from ....producer import private
 from ....producer.codec.json import encode_json
+from ....producer.codec.serializer import encode_by
 from ... import tuning
 from ...broker import ChordPart, Leases, ResultRetention, Settled, Settlement
 from ...broker.client import same_server
 from ..wire.request import FastRequest
-from .encode_result import SERIALIZERS, EncodedValue, encode_part, encode_success, encode_value
+from .encode_result import SERIALIZERS, EncodedValue, encode_part, encode_success
 
 
 class ResultStore:
@@ -70,7 +71,7 @@ class ResultStore:
             if outcome.error is not None:
                 continue
             try:
-                value = encode_value(backend.prepare_value(outcome.value), backend.serializer)
+                value = encode_by(backend.serializer, backend.prepare_value(outcome.value))
                 settlements.append(self._settlement(outcome.job.reply, value, done_at))
             except Exception as exc:
                 outcome.error = exc

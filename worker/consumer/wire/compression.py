@@ -10,20 +10,13 @@ import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
-
-
-class _Decompressor(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
+from typing import Any
 
 #: What LZMA may take for its dictionary, whose size the sender chooses; the highest preset takes 65 MiB.
 _LZMA_MEMORY_BYTES = 128 * 2**20
 
 #: By the name that kombu gives in a message's header.
-_DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": partial(lzma.LZMADecompressor, memlimit=_LZMA_MEMORY_BYTES),
@@ -50,7 +43,7 @@ def decompress(body: bytes, method: object, max_bytes: int) -> bytes:
         raise ValueError(f"The message is compressed as {method!r:.50}; this worker decompresses {known}.")
     decompressor = make()
     try:
-        data = decompressor.decompress(body, max_bytes + 1)
+        data: bytes = decompressor.decompress(body, max_bytes + 1)
     except Exception as exc:  # each library has an error of its own
         raise ValueError(f"The message cannot be decompressed ({method}): {exc}") from exc
     check_size(len(data), max_bytes)

@@ -1,0 +1,61 @@
+"""Claims: messages that are ours for a time, and what is to become of them."""
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from .keys import Queue
+
+
+class Claim(msgspec.Struct, eq=False, gc=False):
+    """A message that is ours for the time of its lease."""
+
+    tag: str
+    queue: Queue
+    message: bytes
+    #: Position in this worker's claims.
+    seq: int
+
+
+class ChordPart(NamedTuple):
+    """One of the results that a chord's callback waits for, as Celery keeps them."""
+
+    #: The chord's keys: parts, added to its size, size, parts known, saved group, state.
+    keys: Sequence[str]
+    task_id: str
+    #: Its place in the chord.
+    place: str
+    result: bytes
+
+
+class Settlement(NamedTuple):
+    """What to do with one claim: store `result` under `key` and acknowledge; only acknowledge where `key` is empty."""
+
+    claim: Claim
+    key: str = ""
+    result: bytes = b""
+    #: Added to its chord, unless it completes the chord.
+    part: ChordPart | None = None
+
+
+class Settled(enum.IntEnum):
+    """What became of a settlement."""
+
+    #: The lease was lost: another worker answers this job.
+    LOST = 0
+    DONE = 1
+    #: Not settled and still ours: this result completes a chord, so Celery must store it and send the callback.
+    NEEDS_CELERY = 2
+
+
+class ResultRetention(NamedTuple):
+    """Where results are kept, and for how many seconds; 0 seconds means for ever."""
+
+    db: int = 0
+    expires_s: int = 0
+    chord_in_order: bool = True
+    chord_expires_s: int = 0
+    #: For what Celery saved of a chord of groups.
+    group_expires_s: int = 0
