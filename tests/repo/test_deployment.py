@@ -56,7 +56,9 @@ def manifests(root: Path) -> dict[str, dict[str, Any]]:
 # --- Compose ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_compose_file_follows_the_compose_specification(compose: dict[str, Any], schema: Draft201909Validator) -> None:
+def test_the_compose_file_follows_the_compose_specification(
+    compose: dict[str, Any], schema: Draft201909Validator
+) -> None:
     schema.validate(compose)
 
 
