@@ -23,12 +23,13 @@ BROKEN_CONTRACTS = {
     "one-way": ("configs/planted_layer.py", "from ..batchers import planted_model\n"),
     "no-cycles": ("batchers/planted_cycle.py", "from . import planted_model\n"),
     "rooms": ("worker/broker/planted_room.py", "from .. import engine\n"),
+    "rooms-of-the-consumer": ("worker/consumer/wire/planted_room.py", "from .. import fast\n"),
     "pure-configs": ("configs/planted_library.py", "import numpy\n"),
     "pure-batchers": ("batchers/planted_model.py", "import redis\n\nfrom . import planted_cycle\n"),
     "producer-without-torch": ("producer/planted_torch.py", "import torch\n"),
     "engine-without-queue": ("worker/engine/planted_queue.py", "import celery\n"),
     "broker-without-celery": ("worker/broker/planted_celery.py", "def lazily():\n    import celery\n"),
-    "torch-in-engine": ("worker/consumer/planted_torch.py", "import torch\n"),
+    "torch-in-engine": ("worker/consumer/fast/planted_torch.py", "import torch\n"),
 }
 
 
