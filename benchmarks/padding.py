@@ -219,8 +219,8 @@ def _report(runs: list[dict[str, Any]], decisions: list[float], jobs: int) -> Re
         notes=[
             "Each cell has the cost as a multiple of the optimum, and the share of padding in the computed tokens. A "
             f"batch costs launch + jobs x longest tokens. There are {jobs:,} jobs, and at most {SIZE} in a batch.",
-            f"windows sorts {OPTIONS.look_ahead} full batches at a time, the part of the queue that Batchery sees. buckets "
-            "has fixed lengths, and each bucket waits until it is full. The optimum sees the whole queue.",
+            f"windows sorts {OPTIONS.look_ahead} full batches at a time, the part of the queue that Batchery sees. "
+            "buckets has fixed lengths, and each bucket waits until it is full. The optimum sees the whole queue.",
             f"batchery knows the costs. learning starts without costs, and measures them with {NOISE:.0%} of noise. A "
             f"decision takes {figures['decision_ms']:.2g} ms of CPU time (median).",
         ],
