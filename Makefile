@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 # PIP_ARGS: more options for pip, such as another index for torch. PYTEST_ARGS: more options for pytest.
+# Two processes run the tests file by file, unless REDIS_URL names one database, which two cannot share.
+PARALLEL := $(if $(REDIS_URL),,-n 2 --dist loadfile)
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check -qq
 # Named after what pip was told to install, so that the environment follows a pull that changes it.
 MADE   := $(VENV)/.made-for-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast lint ruff fix types layers bench clean
+.PHONY: help setup demo test test-fast coverage lint ruff fix types layers bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,12 +38,20 @@ demo: setup ## watch a worker turn single calls into batches
 	@$(BIN)/python -m benchmarks.demo
 
 test: setup ## run all tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-fast: setup ## run the tests that start no worker process
-	@$(BIN)/python -m pytest -m "unit or redis" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "unit or redis" $(PYTEST_ARGS)
 
-lint: ruff types layers ## run the three checks below
+# Processes that a test starts are measured too, as long as they end by themselves.
+coverage: setup ## run all tests, and tell which branches they do not reach
+	@mkdir -p build/coverage
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
+lint: ruff types layers ## run the checks: ruff, types and layers
 
 ruff: setup ## check style and formatting
 	@$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The app that these tests run: `celery -A tests.support.apps worker`; `make_app` makes a caller's."""
+"""The app of the workers that tests start: `celery -A tests.support.apps worker`. `make_app` makes a caller's."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from batchery import BatchTask, setup
 APP = "tests.support.apps"
 #: List at the broker: one entry for each batch that ran, the JSON list of its items.
 BATCHES = "test:batches"
-#: List at the broker: what hooks and signals saw, as JSON lists.
+#: List at the broker: the calls of hooks and signals, as JSON lists.
 SEEN = "test:seen"
 
 
 class OddInput(Exception):
-    """What the tests' models raise."""
+    """The error that the tests' models raise."""
 
 
 class Flaky(Exception):
-    """What `flaky` raises on the first two runs of a job."""
+    """The error that `flaky` raises on the first two runs of a job."""
 
 
 class Unserializable:
-    """JSON has no word for this."""
+    """A value that JSON cannot hold."""
 
 
 def make_app(broker: str, backend: str | None = None, **conf: Any) -> Celery:
@@ -49,13 +49,13 @@ def make_app(broker: str, backend: str | None = None, **conf: Any) -> Celery:
 
 
 def note(app: Celery, key: str, value: Any) -> None:
-    """Write down, at the broker, what happened in the worker."""
+    """Write down at the broker what happened in the worker."""
     with app.connection_for_write() as connection:
         connection.default_channel.client.rpush(key, json.dumps(value))
 
 
 def pass_gates(paths: Iterable[str]) -> None:
-    """Wait at each FIFO until somebody has opened and closed its other end; one that is gone is open."""
+    """Wait at each FIFO until a test has opened and closed its other end. A FIFO that is gone counts as open."""
     for path in sorted(set(paths)):
         with suppress(FileNotFoundError), open(path) as gate:
             gate.read()
@@ -188,7 +188,7 @@ def register(app: Celery) -> None:
 
 
 class Missing(BatchTask):
-    """Does not load."""
+    """A model that does not load."""
 
     name = "missing"
 
@@ -200,7 +200,7 @@ class Missing(BatchTask):
 
 
 class Texts(BatchTask):
-    """Has a `preprocess` of its own, and so preprocess threads."""
+    """A model with a `preprocess` of its own, so that its worker has preprocess threads."""
 
     name = "texts"
     max_batch_size = 16
@@ -220,7 +220,7 @@ class Texts(BatchTask):
 
 
 class Prepared(BatchTask):
-    """Its `preprocess` retries, and refuses."""
+    """A model whose `preprocess` retries some jobs and refuses others."""
 
     name = "prepared"
     max_batch_size = 16
@@ -240,7 +240,7 @@ class Prepared(BatchTask):
 
 
 class Hooked(BatchTask):
-    """Celery's own hooks, which are called for each job."""
+    """A model with Celery's own hooks, which are called for each job."""
 
     name = "hooked"
     max_batch_size = 16

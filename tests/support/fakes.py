@@ -15,7 +15,7 @@ from batchery.worker.engine import Capacity, Engine, EngineState
 #: A fixture's function that starts an engine for one test.
 StartEngine = Callable[..., Engine]
 
-#: Seconds after which whatever a test waits for counts as never coming.
+#: Seconds after which a test gives up waiting.
 DEADLINE_S = 20.0
 
 
@@ -129,7 +129,7 @@ class FakePorts:
 
 
 class Gate:
-    """Holds up whoever passes through, until the test opens it."""
+    """Holds up every thread that passes through, until the test opens it."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -140,14 +140,14 @@ class Gate:
         assert self._open.wait(DEADLINE_S), "the test never opened the gate"
 
     def wait_until_reached(self) -> None:
-        assert self._reached.wait(DEADLINE_S), "nobody came to the gate"
+        assert self._reached.wait(DEADLINE_S), "no thread came to the gate"
 
     def open(self) -> None:
         self._open.set()
 
 
 class Held:
-    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
+    """A `predict` that writes down every batch and holds it up at its gate."""
 
     def __init__(self) -> None:
         self.gate = Gate()
