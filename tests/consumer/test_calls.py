@@ -8,9 +8,9 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.support.apps import BATCHES
 from tests.support.callers import held_back, unsettled
 from tests.support.gates import Gate
+from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 
 WAIT = 15.0

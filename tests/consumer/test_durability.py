@@ -10,9 +10,10 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.support.apps import APP, BATCHES
+from tests.support.apps import APP
 from tests.support.callers import calling, options, unsettled
 from tests.support.gates import Gate
+from tests.support.models import BATCHES
 from tests.support.servers import Valkey
 from tests.support.waiting import wait_until
 from tests.support.workers import StartWorker, celery_worker

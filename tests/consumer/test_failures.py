@@ -9,7 +9,7 @@ import redis
 from celery import Celery
 from celery.exceptions import NotRegistered
 
-from tests.support.apps import BATCHES
+from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 

@@ -13,8 +13,9 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.support.apps import APP, BATCHES, SEEN
+from tests.support.apps import APP
 from tests.support.callers import calling, unsettled
+from tests.support.models import BATCHES, SEEN
 from tests.support.servers import valkey
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
