@@ -19,7 +19,7 @@ from kombu import Message
 from kombu.serialization import prepare_accept_content
 
 from ...batchers import BatcheryError
-from ...configs import ConfigurationError
+from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
 from ..broker import ArrivalWatcher, Leases, Queue, connect

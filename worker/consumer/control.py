@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from ...configs import from_text
+from ...configs.configuration import from_text
 
 logger = logging.getLogger(__name__)
 
