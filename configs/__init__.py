@@ -1,25 +1,5 @@
 """Options of tasks and workers, and the files and presets that set them."""
 
-from .configuration import (
-    Configuration,
-    ConfigurationError,
-    did_you_mean,
-    from_text,
-    load_configuration,
-    option_value,
-    task_table,
-)
-from .options import TASK_OPTION_NAMES, TaskOptions, WorkerOptions
-
-__all__ = [
-    "TASK_OPTION_NAMES",
-    "Configuration",
-    "ConfigurationError",
-    "TaskOptions",
-    "WorkerOptions",
-    "did_you_mean",
-    "from_text",
-    "load_configuration",
-    "option_value",
-    "task_table",
-]
+from .options import TASK_OPTION_NAMES as TASK_OPTION_NAMES
+from .options import TaskOptions as TaskOptions
+from .options import WorkerOptions as WorkerOptions

@@ -6,10 +6,8 @@ runs every few seconds must not cost seconds of CPU, as `celery -A app inspect p
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
@@ -19,7 +17,7 @@ from kombu.utils.url import maybe_sanitize_url
 _DEFAULT_BROKER = "redis://localhost:6379/0"
 
 
-def check(broker: str, node: str, *, timeout: float = 3.0, key_prefix: str = "") -> str | None:
+def check(broker: str, node: str, timeout: float, key_prefix: str) -> str | None:
     """Return None if the worker called `node` can serve, else why not, in one line.
 
     `timeout` is in seconds, for connecting and for the answer each; `key_prefix` is the app's `global_keyprefix`.
@@ -27,22 +25,16 @@ def check(broker: str, node: str, *, timeout: float = 3.0, key_prefix: str = "")
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    app = Celery(broker=broker, set_as_current=False)
-    app.conf.broker_transport_options = {
-        "socket_connect_timeout": timeout,
-        "socket_timeout": timeout,
-        "global_keyprefix": key_prefix,
-    }
-    try:
+    timeouts = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
+    with Celery(broker=broker, set_as_current=False) as app:
+        app.conf.broker_transport_options = {**timeouts, "global_keyprefix": key_prefix}
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
             inspect = app.control.inspect(destination=[node], timeout=timeout, connection=connection)
             answer = (inspect.stats() or {}).get(node)
-    finally:
-        app.close()
     if answer is None:
         return f"{node} did not answer in {timeout:g} s: it does not run, is loading its models, or stands still."
-    figures: Any = answer.get("batchery")
+    figures = answer.get("batchery")
     if figures == "starting":
         return f"{node} is loading its models."
     if isinstance(figures, dict) and figures.get("hung"):
@@ -55,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     node = host_format(default_nodename(options.node))
     try:
-        problem = check(options.broker, node, timeout=options.timeout, key_prefix=options.key_prefix)
+        problem = check(options.broker, node, options.timeout, options.key_prefix)
     except OperationalError as exc:
         problem = f"{maybe_sanitize_url(options.broker)} cannot be reached: {exc}"
         if options.alive:
@@ -67,23 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m batchery.worker.health", description="Is this worker ready?")
-    parser.add_argument(
-        "--broker",
-        default=os.environ.get("CELERY_BROKER_URL", _DEFAULT_BROKER),
-        help=f"the broker's URL; default: CELERY_BROKER_URL, else {_DEFAULT_BROKER}",
-    )
-    parser.add_argument(
-        "--node",
-        default=f"celery@{socket.gethostname()}",
-        help="the worker's name, as in its -n; default: celery@ and this machine's name, as a worker without -n has it",
-    )
+    broker = os.environ.get("CELERY_BROKER_URL", _DEFAULT_BROKER)
+    # The default is not formatted into the help, because the variable may hold a password.
+    parser.add_argument("--broker", default=broker, help=f"default: CELERY_BROKER_URL, else {_DEFAULT_BROKER}")
+    parser.add_argument("--node", default="celery@%h", help="the worker's name, as in its -n; default: %(default)s")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for an answer; default: 3")
     parser.add_argument("--key-prefix", default="", help="the app's global_keyprefix, if it has one")
-    parser.add_argument(
-        "--alive",
-        action="store_true",
-        help="for liveness probes: a broker that cannot be reached is not the worker's fault",
-    )
+    parser.add_argument("--alive", action="store_true", help="for liveness probes: pass while the broker is away")
     return parser
 
 

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batchery.configs import (
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.configs.configuration import (
     Configuration,
     ConfigurationError,
-    TaskOptions,
-    WorkerOptions,
+    Setting,
     from_text,
     load_configuration,
     task_table,
 )
-from batchery.configs.configuration import Setting
 
 Write = Callable[[str], Path]
 PRESETS = Path(__file__).parents[2] / "configs" / "presets"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batchery.configs import TaskOptions, WorkerOptions, from_text, load_configuration, option_value
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.configs.configuration import from_text, load_configuration, option_value
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchery.configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions, option_value
+from batchery.configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions
+from batchery.configs.configuration import option_value
 
 INF, NAN = float("inf"), float("nan")
 COUNT: list[Any] = [0, -1, 1.0, "64", None, True]

@@ -58,7 +58,7 @@ def test_preprocess_fails_alone(app: Celery) -> None:
         results[1].get(timeout=WAIT)
 
 
-def test_a_model_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery) -> None:
+def test_a_model_that_raises_system_exit_fails_its_job_and_not_the_worker(app: Celery) -> None:
     results = list(app.tasks["leaver"].delay_many(["a", "leave", "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
     with pytest.raises(Exception, match="SystemExit"):
@@ -89,7 +89,7 @@ def test_a_priority_that_is_a_string_is_served_like_any_other(app: Celery, worke
 
 
 @pytest.mark.parametrize("value", ["leave", "leave late"], ids=["preprocess", "postprocess"])
-def test_a_hook_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery, value: str) -> None:
+def test_a_hook_that_raises_system_exit_fails_its_job_and_not_the_worker(app: Celery, value: str) -> None:
     results = list(app.tasks["texts"].delay_many(["a", value, "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["A!", "B!"]
     with pytest.raises(Exception, match="SystemExit"):

@@ -114,7 +114,7 @@ def services(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             conf = {"result_extended": True} if name == "extended" else {}
             url = f"{own}/{number}"
             env = {"REDIS_URL": url, "RESULTS_URL": backend, "CONF": json.dumps(conf)}
-            # Signals that leave a job ordinary; the short lease shows what is not settled and runs again.
+            # Signals that leave a call fast; the short lease shows what is not settled and runs again.
             env |= {"SIGNALS": '["task_received"]', "OPTIONS": '{"lease_s": 1.0}'}
             worker = Worker(APP, args=(), env=env)
             stack.callback(worker.close)

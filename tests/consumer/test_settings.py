@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from batchery.configs import TASK_OPTION_NAMES, ConfigurationError, WorkerOptions, load_configuration
+from batchery.configs import TASK_OPTION_NAMES, WorkerOptions
+from batchery.configs.configuration import ConfigurationError, load_configuration
 from batchery.worker.consumer import control
 from batchery.worker.consumer.settings import RUNTIME_OPTIONS, Settings
 from batchery.worker.consumer.setup import configuration_of

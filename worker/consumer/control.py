@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from ...configs import from_text
+from ...configs.configuration import from_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,7 @@ def batching(state: Any, **_: Any) -> dict[str, Any]:
     return {**report, "engine": consumer.engine.stats()}
 
 
-@control_command(
-    args=[("task", str), ("option", str), ("value", str)],
-    signature="<task> <option> <value>",
-)
+@control_command(args=[("task", str), ("option", str), ("value", str)], signature="<task> <option> <value>")
 def batching_set(state: Any, task: str = "", option: str = "", value: Any = "", **_: Any) -> dict[str, str]:
     """Change a batch task's option until the worker ends, as: search.embed max_batch_size 128."""
     consumer = state.consumer

@@ -8,16 +8,8 @@ from celery import Celery
 from celery.app.task import extract_exec_options
 from msgspec.structs import asdict, replace
 
-from ...configs import (
-    TASK_OPTION_NAMES,
-    Configuration,
-    ConfigurationError,
-    TaskOptions,
-    WorkerOptions,
-    did_you_mean,
-    option_value,
-    task_table,
-)
+from ...configs import TASK_OPTION_NAMES, TaskOptions, WorkerOptions
+from ...configs.configuration import Configuration, ConfigurationError, did_you_mean, option_value, task_table
 from ...producer import BatchTask
 from ...producer.task.definition import check_budget
 

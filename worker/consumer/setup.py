@@ -6,7 +6,8 @@ from typing import Any
 
 from celery import Celery
 
-from ...configs import Configuration, WorkerOptions, load_configuration
+from ...configs import WorkerOptions
+from ...configs.configuration import Configuration, load_configuration
 from ...producer.codec import serializer
 from . import control  # noqa: F401 - Celery's command line knows only the commands of modules that are imported
 
@@ -43,7 +44,5 @@ def _choose_consumer_and_pool(sender: Celery, **_: Any) -> None:
         if not sender.conf.value_set_for(name):
             sender.conf[name] = value
     if sender.conf.worker_consumer == _STOCK_CONSUMER:
-        raise ValueError(
-            f"worker_consumer is set to {_STOCK_CONSUMER}, which takes tasks one by one. Remove that setting, or leave "
-            f"out batchery.setup(app)."
-        )
+        reason = f"worker_consumer is set to {_STOCK_CONSUMER}, which takes tasks one by one."
+        raise ValueError(f"{reason} Remove that setting, or leave out batchery.setup(app).")

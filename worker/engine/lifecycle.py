@@ -83,7 +83,8 @@ class Engine:
         return done
 
     def _all_returned(self) -> bool:
-        return self.state.scheduler.count(JobState.PREPARING) == 0 and not self._pipeline.device.plan.collating
+        preparing = self.state.scheduler.count(JobState.PREPARING) > 0
+        return self._stuck or not (preparing or self._pipeline.device.plan.collating)
 
     def _join(self, name: str, timeout: float | None = None) -> None:
         thread = self._threads[name]

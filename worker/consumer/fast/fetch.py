@@ -49,8 +49,6 @@ class QueueSource:
         #: Whether the last claim took all there was, and that was little.
         self._claim_was_small = False
 
-    # -- The engine's `JobSource` ------------------------------------------------------------------------------------
-
     def claim(self, capacity: Mapping[str, Capacity]) -> list[Job]:
         """Wait for messages and claim them."""
         queues_are_empty = self._claim_was_small
@@ -85,14 +83,10 @@ class QueueSource:
         self._watcher.interrupted = True
         self._hub.resume()
 
-    # -- The lease thread's ------------------------------------------------------------------------------------------
-
-    def give_back_all_but_running(self) -> None:
-        """Let other workers have everything but the running batch, because the device hangs."""
+    def give_back_rest(self) -> None:
+        """Let other workers have everything but the running batch, because the device hangs. Lease thread."""
         running = {job.reply.claim.tag for job in self._intake.running}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
-
-    # -- The claim thread's ------------------------------------------------------------------------------------------
 
     def _take(self, selection: Selection) -> Sequence[Claim]:
         limit = min(sum(selection.limits), self._max_jobs)
