@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
@@ -62,6 +63,13 @@ def _check_process(event: str, arguments: tuple[object, ...]) -> None:
     """Hold every process that a test starts against the test's kind, so that no marker lies."""
     if event == "subprocess.Popen" and running_kind:
         check_command(str(arguments[1]), running_kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_connection_outlives_its_file() -> Iterator[None]:
+    """kombu pools connections for the whole process: one that a test of this file cut would fail in the next file."""
+    yield
+    kombu.pools.reset()
 
 
 @pytest.fixture(scope="session")

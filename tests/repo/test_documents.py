@@ -125,6 +125,11 @@ def test_contributing_says_what_every_dependency_is_for(root: Path) -> None:
     assert explained == set(requirements(root)) | {"celery-batches"}
 
 
+def test_contributing_states_the_floor_of_coverage(root: Path) -> None:
+    floor = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["coverage"]["report"]["fail_under"]
+    assert f"less than {floor} %" in (root / "CONTRIBUTING.md").read_text()
+
+
 def test_every_dependency_is_pinned_within_the_range_we_promise(root: Path) -> None:
     pinned = pins(root)
     outside = [
