@@ -6,9 +6,10 @@ import json
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, uuid
 from celery.exceptions import NotRegistered
 
+from tests.support.callers import unsettled
 from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
@@ -94,3 +95,28 @@ def test_a_hook_that_raises_system_exit_fails_its_job_and_not_the_worker(app: Ce
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["A!", "B!"]
     with pytest.raises(Exception, match="SystemExit"):
         results[1].get(timeout=WAIT)
+
+
+def test_a_model_that_runs_out_of_memory_fails_its_job_which_is_acknowledged(app: Celery, client: redis.Redis) -> None:
+    results = list(app.tasks["greedy"].delay_many(["a", "too much", "b"]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
+    with pytest.raises(MemoryError):
+        results[1].get(timeout=WAIT)
+    wait_until(lambda: unsettled(client) == {}, "no message is held any more")
+
+
+def test_a_chord_whose_keys_are_of_another_type_keeps_nobody_else_waiting(app: Celery, client: redis.Redis) -> None:
+    """As in a rolling deploy that changes `result_chord_ordered` while a chord is under way."""
+    echo = app.tasks["echo"]
+    group = uuid()
+    client.set(f"celery-taskset-meta-{group}.j", "no set", ex=600)
+    parts = [
+        echo.apply_async((index,), group_id=group, group_index=index, chord=echo.si("callback")) for index in range(3)
+    ]
+    others = echo.delay_many(range(100))
+    assert others.get(timeout=WAIT) == [*range(100)]
+    for part in parts:
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            part.get(timeout=WAIT)
+    wait_until(lambda: unsettled(client) == {}, "no message is held any more")
+    client.delete(f"celery-taskset-meta-{group}.j")

@@ -34,6 +34,8 @@ class FakePorts:
         self.broken_by: list[Exception] = []
         #: Ids of jobs that nobody wants any more.
         self.unwanted: set[str] = set()
+        #: Outcomes that `settle` refuses, each time.
+        self.refuses: Callable[[Outcome], bool] = lambda outcome: False
         #: Raised by the method of that name, once.
         self.failing: dict[str, BaseException] = {}
         #: Every claim lasts until this is set, even if it is interrupted.
@@ -105,6 +107,8 @@ class FakePorts:
             self.changed.notify_all()
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
+        if any(outcome.error is None and self.refuses(outcome) for outcome in outcomes):
+            raise ValueError("one of these cannot be stored")
         with self.changed:
             self.settlements += 1
             self.outcomes += outcomes

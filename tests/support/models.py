@@ -186,6 +186,12 @@ def add_failures(app: Celery, task: Callable[..., Any]) -> None:
             raise SystemExit(3)
         return values
 
+    @task(name="greedy", max_batch_size=16)
+    def greedy(values: list[Any]) -> list[Any]:
+        if "too much" in values:
+            raise MemoryError("more than there is")
+        return values
+
     @task(name="unserializable", max_batch_size=16)
     def unserializable(values: list[Any]) -> list[Any]:
         return [Unserializable() if value == "bad" else value for value in values]

@@ -17,12 +17,12 @@ T = TypeVar("T")
 _BACKOFF = ExponentialBackoff(cap=tuning.RETRY_LONGEST_PAUSE_S, base=tuning.RETRY_FIRST_PAUSE_S)
 
 
-#: What a server answers that is in a passing state: full, a replica, loading, busy with a script, without its master.
+#: Beginnings of the answers of a server in a passing state: full, a replica, loading, busy, or without its master.
 _TRANSIENT = ("OOM", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "TRYAGAIN", "CLUSTERDOWN")
 
 
 def is_transient(error: redis.RedisError) -> bool:
-    """Whether the same command may succeed later. Lost connections and time-outs are, and some of a server's answers."""
+    """Whether the same command may succeed later: after lost connections, time-outs and some answers of a server."""
     if not isinstance(error, redis.ResponseError):
         return True
     # redis-py takes the first word off where it has a class for it, and scripts put their own words before it.
