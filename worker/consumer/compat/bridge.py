@@ -32,7 +32,7 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._channel = LeaseChannel(self._acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
@@ -129,7 +129,7 @@ class CeleryBridge:
             return
         _, task_id = addressee(claim.message)
         if task_id is None:
-            self._acknowledge(tag)
+            self.acknowledge(tag)
         else:
             self.fail(task_id, claim, error)
 
@@ -143,7 +143,7 @@ class CeleryBridge:
             logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
             self._leases.forget([claim])
             return
-        self._acknowledge(claim.tag)
+        self.acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
@@ -153,7 +153,8 @@ class CeleryBridge:
         for tag in self._tags - in_pool:
             self._give_back(tag)
 
-    def _acknowledge(self, tag: str) -> None:
+    def acknowledge(self, tag: str) -> None:
+        """Acknowledge a message, if it is still ours."""
         self._tags.discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.acknowledge(claim)

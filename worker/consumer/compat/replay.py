@@ -41,12 +41,20 @@ class OutcomeReplay:
         try:
             request = full_request(reply)
             answer = self._trace(request, outcome)
-            context.hub.call(request.on_success, answer, soon=True)
+            context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take the outcome of %s.", reply)
             self._bridge.fail(reply.id, claim, exc)
         if isinstance(reply, FastRequest):
             context.hub.call(worker_state.forget, [reply])
+
+    def _finish(self, request: Request, answer: tuple[int, object, float]) -> None:
+        """Let Celery acknowledge and announce what its tracer has stored. On the hub's thread."""
+        try:
+            request.on_success(answer)
+        except Exception:  # Celery raises the MemoryError of a task once more
+            logger.exception("Celery could not announce the outcome of %s, which is stored.", request)
+            self._bridge.acknowledge(request.message.delivery_tag)
 
     def _trace(self, request: Request, outcome: Outcome) -> tuple[int, object, float]:
         """Call Celery's tracer; return what Celery's pools hand to `Request.on_success`: (failed, result, runtime)."""

@@ -112,13 +112,12 @@ class CelerySink:
         return type(reply) is FastRequest and (not reply.in_chord or self._store.takes_parts)
 
     def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-        """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord."""
-        try:
-            answers = self._retry.until_stopped(lambda: self._store.settle(outcomes))
-        except Exception:
-            logger.exception("%d results could not be stored. Their jobs run again.", len(outcomes))
-            answers = None
-        if answers is None:
+        """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord.
+
+        Raises what cannot be repaired by waiting, so that the engine settles the halves by themselves.
+        """
+        answers = self._retry.while_transient(lambda: self._store.settle(outcomes))
+        if answers is None:  # the worker stops
             # No longer refreshed, these run again, here or elsewhere, when their leases are over.
             self._leases.forget(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
             answers = [Settled.LOST if outcome.error is None else Settled.NEEDS_CELERY for outcome in outcomes]
