@@ -20,12 +20,11 @@ from tests.support.servers import valkey
 from tests.support.waiting import ServiceError
 from tests.support.workers import StartWorker, Worker, celery_worker
 
-# How long an example takes says more about what else runs on the machine.
+# No deadline, because the time of an example depends on what else the machine runs.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-
-#: The kind of the test that runs now. A fixture that a test is the first to use belongs to its time.
+#: The kind of the test that runs now, or that is first to use a fixture.
 running_kind = ""
 
 
