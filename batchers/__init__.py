@@ -7,6 +7,7 @@ from .errors import BatcheryError as BatcheryError
 from .errors import BatchFailed as BatchFailed
 from .errors import JobRejected as JobRejected
 from .errors import OutputMismatch as OutputMismatch
+from .errors import WorkerDied as WorkerDied
 from .job import Batch as Batch
 from .job import Job as Job
 from .job import JobState as JobState

@@ -13,5 +13,9 @@ class BatchFailed(BatcheryError):
     """The batch failed, and no single job is known to be the cause."""
 
 
+class WorkerDied(BatchFailed):
+    """So many workers died while they ran this job that it does not run any more."""
+
+
 class OutputMismatch(BatchFailed):
     """The number of outputs that the model returned differs from the number of items that it got."""

@@ -17,6 +17,7 @@ ClosedBy = Literal[
     "age",  # max_wait_ms was over, or one of its jobs had waited max_age_ms and so ran before other jobs.
     "nothing left",  # No other waiting job can join it.
     "cost",  # One more job would cost more than it saves.
+    "suspect",  # A worker died while it ran this job, which therefore runs alone.
 ]
 
 
@@ -65,6 +66,8 @@ class Job(msgspec.Struct, eq=False):
     prepared_at: float = 0.0
     #: Bytes of its message, which is held as long as the job is; 0 if there is none.
     size: int = 0
+    #: Workers that died while they ran it. It is a suspect from the first on, and runs alone.
+    deaths: int = 0
     #: Changed by the engine's scheduler alone.
     state: JobState = JobState.NEW
 

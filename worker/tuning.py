@@ -24,6 +24,15 @@ REFRESHES_PER_LEASE = 3
 #: Seconds between two turns of the lease thread at most: orphans of a dead worker wait no longer to be noticed.
 LEASE_TURN_S = 2.0
 
+#: Leases for which a running note outlives the time limit of a batch: one until the lease has run out, and two until
+#: another worker, which may have to start first, finds the orphan.
+NOTE_LEASES = 3
+#: Answers to notes that may be unread. Half of them are read in one go, because each look at a socket costs the GIL;
+#: the server is then never so far behind that the device would have to wait.
+NOTE_ANSWERS = 64
+#: Seconds that the device waits to connect again, or for a server that does not read, before a batch runs without note.
+NOTE_TIMEOUT_S = 1.0
+
 #: Seconds of a single wait on a socket at most: an interrupted wait ends within this time.
 WAIT_SLICE_S = 0.2
 #: Seconds beyond its wait for which a worker counts as the watcher: if it dies, nobody else watches for that long.
@@ -57,6 +66,10 @@ INSTANT_RUN_S, INSTANT_RUN_JOBS = 0.001, 64
 
 #: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
 SETTLE_TOGETHER = 500
+
+#: Deaths of workers after which a job that ran meanwhile does not run again. After its first death it runs alone, so
+#: the second is its own or a coincidence, and the third is proof.
+MAX_DEATHS = 3
 
 #: Seconds that a drain waits for jobs whose preparation has begun, so that all jobs go back together and in order.
 GIVE_BACK_TOGETHER_S = 1.0

@@ -4,6 +4,7 @@ from .claims import ChordPart, Claim, ResultRetention, Settled, Settlement
 from .client import connect
 from .keys import Queue
 from .leases import Leases
+from .running_note import RunningNote
 from .wakeup import ArrivalWatcher
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Leases",
     "Queue",
     "ResultRetention",
+    "RunningNote",
     "Settled",
     "Settlement",
     "connect",

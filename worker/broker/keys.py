@@ -4,6 +4,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
+#: String: the tags of the batch that a worker runs. What tells the worker's tags apart follows.
+RUNNING = "batchery:running:"
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -40,6 +43,11 @@ class Queue:
     def workers(self) -> str:
         """Sorted set: live workers by the time at which they no longer count as alive."""
         return f"{self.prefix}batchery:workers:{self.name}"
+
+    @cached_property
+    def running(self) -> str:
+        """Beginning of the keys of running notes, which the worker's part of a tag completes."""
+        return f"{self.prefix}{RUNNING}"
 
     @cached_property
     def envelope_end(self) -> str:

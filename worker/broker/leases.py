@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import TypeVar
@@ -40,6 +40,8 @@ class Leases:
         #: Set when something was buffered that `flush` should send.
         self.has_buffered = threading.Event()
         self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
+        #: What the tags of this worker begin with, before the colon.
+        self.tag_worker = self._scripts.tag_worker
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -162,10 +164,14 @@ class Leases:
         """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""
         return sum(self._scripts.give_back(queue, orphans=most) for queue in list(self._queues.values()))
 
-    def leave(self) -> None:
-        """Send what is buffered, give back whatever is still held, and no longer count as a live worker."""
+    def leave(self, running: Collection[str] = ()) -> None:
+        """Send what is buffered, give back whatever is still held, and no longer count as a live worker.
+
+        The tags in `running` are not given back, because their jobs may be why the worker leaves: when their leases run
+        out, they count as orphans that were running.
+        """
         self.flush()
-        self.give_back(self.held())
+        self.give_back(claim for claim in self.held() if claim.tag not in running)
         for queue in self._queues.values():
             self._scripts.client.zrem(queue.workers, self.worker)
 

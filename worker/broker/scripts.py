@@ -27,7 +27,9 @@ class Scripts:
         self._scripts = {file.stem: client.register_script(file.read_text()) for file in files}
         self._worker = worker
         self._lease_s = lease_s
-        self._tag_prefix = f"{secrets.token_hex(8)}:"
+        #: What all tags of this worker begin with, before the colon.
+        self.tag_worker = secrets.token_hex(8)
+        self._tag_prefix = f"{self.tag_worker}:"
 
     @property
     def client(self) -> "redis.Redis":
@@ -94,9 +96,8 @@ class Scripts:
         keys = [queue.unacked, queue.index, *queue.lists]
         priorities = ",".join(map(str, queue.priorities))
         most = "" if orphans is None else orphans
-        return int(
-            self._run("give_back", keys, [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, *tags])
-        )
+        args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
+        return int(self._run("give_back", keys, args))
 
     def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
         """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""

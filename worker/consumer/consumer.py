@@ -22,7 +22,7 @@ from ...batchers import BatcheryError
 from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
-from ..broker import ArrivalWatcher, Leases, Queue, connect
+from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
@@ -136,10 +136,11 @@ class BatchConsumer(Consumer):
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            self._leases.leave()
+            self._leases.leave({job.reply.claim.tag for job in self.engine.state.running})
         except redis.RedisError as exc:
             logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
         self._watcher.close()
+        self._note.close()
         self.engine = None
 
     def _start_engine(self) -> None:
@@ -156,7 +157,12 @@ class BatchConsumer(Consumer):
         events = Events(self)
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
-        sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client))
+        expires_s = tuning.NOTE_LEASES * options.lease_s + max(
+            (task.options.batch_time_limit_s for task in tasks.values()), default=0.0
+        )
+        prefix = channel.global_keyprefix
+        self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
+        sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
         engine = Engine(state, source, sink)
         try:
             engine.load()

@@ -4,13 +4,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ...batchers import Job, Outcome
+from ...batchers import Job, Outcome, WorkerDied
+from .. import tuning
 from .device import Device
 from .model import Model
 from .ports import ResultSink
 from .returns import Returns
 from .settler import Settler
 from .state import EngineState
+
+_GIVEN_UP = (
+    "A worker died each of the {} times that one ran this job, the last {} times while the job ran alone. So the job "
+    "does not run again."
+)
 
 
 class Preparer:
@@ -32,8 +38,15 @@ class Preparer:
         if state.scheduler.draining:  # asked without the lock, and once more below with it
             self._returns.add(jobs)
             return
-        errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
-        failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
+        failed = [
+            Outcome(job, error=WorkerDied(_GIVEN_UP.format(job.deaths, job.deaths - 1)))
+            for job in jobs
+            if job.deaths >= tuning.MAX_DEATHS
+        ]
+        if failed:
+            jobs = [job for job in jobs if job.deaths < tuning.MAX_DEATHS]
+        errors = make_items(state.models[jobs[0].task], jobs, self._sink.current) if jobs else []
+        failed += [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         with state.lock:
             state.scheduler.move("failed", [outcome.job for outcome in failed])

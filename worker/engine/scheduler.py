@@ -9,6 +9,7 @@ from ...batchers.planning.token_ceiling import batch_tokens
 from .. import tuning
 from .job_table import JobTable, TaskState
 from .stats import DeviceTime
+from .suspects import Suspects
 
 NEVER = float("inf")
 
@@ -22,6 +23,7 @@ class Scheduler(JobTable):
         """Start with nothing held; `tasks` are by name."""
         super().__init__(tasks)
         self.running: Batch | None = None
+        self.suspects = Suspects(tasks)
         #: Batches that have run and are not settled.
         self._unsettled_batches = 0
         self.device_time = DeviceTime()
@@ -47,6 +49,8 @@ class Scheduler(JobTable):
         self.move("prepared", jobs)
         for job in jobs:
             job.prepared_at = now
+        if not (jobs := self.suspects.keep(jobs)):
+            return
         waiting = self.tasks[jobs[0].task].waiting
         is_late = bool(waiting) and waiting[-1].seq > jobs[0].seq
         waiting += jobs
@@ -69,10 +73,13 @@ class Scheduler(JobTable):
     def next_batch(self, now: float, *, closed: bool = False) -> Batch | None:
         """Take the batch that runs now: that of the task with the oldest job among those that are due.
 
-        Where it must be `closed`, a batch that other jobs may still join is left alone.
+        Where it must be `closed`, a batch that other jobs may still join is left alone, and so is a suspect.
         """
         if self.draining:
             return None
+        if self.suspects and not closed and (batch := self.suspects.take(now, self.held)) is not None:
+            self.move("chosen", batch.jobs)
+            return batch
         for task in sorted(
             (task for task in self.tasks.values() if task.waiting), key=lambda task: task.waiting[0].seq
         ):
@@ -88,7 +95,8 @@ class Scheduler(JobTable):
         """Return when `next_batch` is worth asking again although nothing came in."""
         if self.draining:
             return NEVER
-        return min((task.planner.due_at(task.waiting) for task in self.tasks.values() if task.waiting), default=NEVER)
+        due_at = [task.planner.due_at(task.waiting) for task in self.tasks.values() if task.waiting]
+        return min([self.suspects.due_at(), *due_at])
 
     def reopen(self, batch: Batch) -> None:
         """Let the jobs of a batch that does not run yet wait again."""
@@ -129,7 +137,7 @@ class Scheduler(JobTable):
     def drain(self) -> list[Job]:
         """Start no more batches; return the jobs that are to be given back because nobody has begun with them."""
         self.draining = True
-        jobs: list[Job] = []
+        jobs = self.suspects.take_all()
         for task in self.tasks.values():
             jobs += task.waiting
             jobs += (job for group in task.unprepared for job in group)

@@ -121,7 +121,8 @@ class Settler:
         """Count outcomes that are settled, and hold their jobs no longer; return the batches settled as a whole."""
         state, done = self._state, []
         with state.lock:
-            device_waits = state.scheduler.results_wait
+            # A suspect waits for the results of all other jobs to be stored.
+            device_waits = state.scheduler.results_wait or bool(state.scheduler.suspects)
             for outcome in [outcome for outcome in outcomes if outcome.error is not None]:
                 state.tasks[outcome.job.task].stats.failed += 1
             for batch, count in Counter(outcome.batch for outcome in outcomes if outcome.batch is not None).items():

@@ -3,7 +3,8 @@
 -- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, one for each priority
 -- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
 --       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
---       4 bytes of orphans at most, except that the first may be larger   then the tags
+--       4 bytes of orphans at most, except that the first may be larger
+--       5 beginning of the keys of running notes, to which the worker's part of a tag is added   then the tags
 -- Reply how many were given back; a tag that is no longer held is ignored
 --
 -- This works over maxmemory, because Redis refuses only a script's first write, and the first one removes nothing.
@@ -13,15 +14,29 @@ for priority in string.gmatch(ARGV[2], '%d+') do
   list_of[priority], place = KEYS[place], place + 1
 end
 
+-- Whether a worker that is gone has noted that this message was running.
+local notes = {}
+local function was_running(tag)
+  local worker = string.match(tag, '^(.*):') or ''
+  if not notes[worker] then
+    notes[worker] = {}
+    for noted in string.gmatch(redis.call('GET', ARGV[5] .. worker) or '', '%S+') do notes[worker][noted] = true end
+  end
+  return notes[worker][tag]
+end
+
 -- Celery reads this flag from the delivery_info of a message's properties. kombu writes the properties behind the
 -- headers, so it is the last delivery_info. No match is part of a JSON string, because a quote is escaped there.
-local function redelivered(message)
-  local before, info, behind = string.match(message, '^(.*"delivery_info": ?{)([^{}]*)(}.*)$')
+-- The flag is the number of workers that died while they ran the message, or true if none did; both are true to Celery.
+local function redelivered(message, died)
+  local before, info, behind = string.match(message, '^(.*"delivery_info": ?)({[^{}]*)(}.*)$')
   if not info or string.find(behind, '"delivery_info": ?{') then return message end
-  local flagged, flags = string.gsub(info, '("redelivered": ?)%a+', '%1true')
-  if flags > 0 then return before .. flagged .. behind end
-  local comma = string.find(info, '^%s*$') and '' or ', '
-  return before .. '"redelivered": true' .. comma .. info .. behind
+  local name, value = string.match(info, '([{,]%s*"redelivered": ?)([%w.+-]+)')
+  local deaths = (tonumber(string.match(value or '', '^%d+$')) or 0) + (died and 1 or 0)
+  local flag = deaths > 0 and string.format('%.0f', deaths) or 'true'
+  if name then return before .. string.gsub(info, '([{,]%s*"redelivered": ?)[%w.+-]+', '%1' .. flag, 1) .. behind end
+  -- It is added at the end, because the last of two equal names counts.
+  return before .. info .. (string.find(info, '^{%s*$') and '' or ', ') .. '"redelivered": ' .. flag .. behind
 end
 
 local tags, orphans = {}, ARGV[3] ~= ''
@@ -31,7 +46,7 @@ if orphans then
   -- The newest come first, because what a later sweep gives back is put before them.
   tags = redis.call('ZRANGE', KEYS[2], now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3])
 else
-  for index = 5, #ARGV do tags[#tags + 1] = ARGV[index] end
+  for index = 6, #ARGV do tags[#tags + 1] = ARGV[index] end
 end
 
 redis.call('ZREM', KEYS[2], '')
@@ -44,7 +59,7 @@ for _, tag in ipairs(tags) do
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
-    redis.call('RPUSH', list, orphans and redelivered(message) or message)
+    redis.call('RPUSH', list, orphans and redelivered(message, was_running(tag)) or message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
   end

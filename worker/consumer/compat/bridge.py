@@ -13,6 +13,7 @@ from ....batchers import Job, JobState
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
+from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import FastRequest, full_request
 from . import worker_state
@@ -185,6 +186,7 @@ def _to_job(claim: Claim, request: Request) -> Job:
     now = time.monotonic()
     job = Job(request.id, request.task.name, args, kwargs, reply=request, enqueued_at=now, seq=claim.seq)
     job.priority, job.size = _priority(request), len(claim.message)
+    job.deaths = deaths_of(request.delivery_info["redelivered"])
     job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
     return job
 

@@ -9,9 +9,10 @@ import threading
 
 from celery import Task
 from celery.app.trace import build_tracer
+from celery.exceptions import WorkerLostError
 from celery.worker.request import Request
 
-from ....batchers import BatchFailed, Outcome
+from ....batchers import BatchFailed, Outcome, WorkerDied
 from ....producer import private
 from ..wire.request import FastRequest, full_request
 from . import worker_state
@@ -34,6 +35,8 @@ class OutcomeReplay:
         context, reply = self._context, outcome.job.reply
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
+        if isinstance(outcome.error, WorkerDied):
+            outcome.error = WorkerLostError(f"{outcome.error}")  # what callers know from Celery
         leases, claim = context.leases, reply.claim
         if not leases.holds(claim) or not context.retry.until_stopped(lambda: leases.still_held(claim)):
             context.hub.call(worker_state.forget, [reply])
@@ -69,6 +72,9 @@ class OutcomeReplay:
             result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
             del task.outcomes.current
+        if isinstance(outcome.error, WorkerLostError):
+            # By its type Celery would store it again, and give the message back if task_reject_on_worker_lost is set.
+            result.exception = BatchFailed(f"{outcome.error}")
         return (1, result, runtime) if info else (0, text, runtime)
 
 
@@ -88,7 +94,9 @@ def _replaying(task: Task) -> Task:
     retried = private.retried(task, run)
 
     def call(_self: Task, *args: object, **kwargs: object) -> object:
-        return retried(*args, **kwargs)
+        # A retry would be a new message, whose deaths nobody has counted.
+        lost = isinstance(outcomes.current.error, WorkerLostError)
+        return (run if lost else retried)(*args, **kwargs)
 
     replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
     vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)

@@ -184,4 +184,5 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
         deadline=None if call.expires_at is None else now + call.expires_at - server_time,
         # A compressed message is larger once it is held.
         size=max(len(claim.message), call.size),
+        deaths=call.deaths,
     )

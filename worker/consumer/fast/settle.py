@@ -14,7 +14,7 @@ from celery.worker.request import Request
 
 from ....batchers import Batch, Job, Outcome
 from ....producer import private
-from ...broker import Settled
+from ...broker import RunningNote, Settled
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
@@ -33,7 +33,9 @@ _HOOKS = ("before_start", "on_success", "after_return")
 class CelerySink:
     """The engine's sink of results: answers callers as Celery does."""
 
-    def __init__(self, context: WorkerContext, bridge: CeleryBridge, events: Events, store: ResultStore) -> None:
+    def __init__(
+        self, context: WorkerContext, bridge: CeleryBridge, events: Events, store: ResultStore, note: RunningNote
+    ) -> None:
         self._tasks = context.tasks
         self._leases = context.leases
         self._hub = context.hub
@@ -41,6 +43,7 @@ class CelerySink:
         self._bridge = bridge
         self._events = events
         self._store = store
+        self._note = note
         self._replay = OutcomeReplay(context, bridge)
         self._hooked = {
             name for name, task in self._tasks.items() if any(task_has_custom(task, hook) for hook in _HOOKS)
@@ -71,8 +74,10 @@ class CelerySink:
         return wanted
 
     def started(self, batch: Batch) -> None:
-        """Let `inspect` and events show that a batch runs."""
-        self._hub.call(self._started, [job.reply for job in batch.jobs], time.time(), time.monotonic())
+        """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them."""
+        requests = [job.reply for job in batch.jobs]
+        self._note.write([request.claim.tag for request in requests])
+        self._hub.call(self._started, requests, time.time(), time.monotonic())
 
     def _started(self, requests: Sequence[FastRequest | Request], now: float, monotonic_now: float) -> None:
         fast: list[FastRequest] = []

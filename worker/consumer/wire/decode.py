@@ -30,7 +30,8 @@ class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     exchange: str = ""
     routing_key: str = ""
-    redelivered: bool = False
+    #: True, or the number of workers that died while they ran the job.
+    redelivered: bool | int = False
 
 
 class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -109,6 +110,8 @@ class FastCall(msgspec.Struct, gc=False):
     #: Bytes of the decompressed body.
     size: int
     in_chord: bool
+    #: Workers that died while they ran the call.
+    deaths: int = 0
 
 
 _message = msgspec.json.Decoder(Message)
@@ -135,7 +138,13 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_B
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
     args, kwargs, in_chord = arguments
-    return FastCall(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord)
+    deaths = deaths_of(properties.delivery_info.redelivered)
+    return FastCall(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord, deaths)
+
+
+def deaths_of(redelivered: object) -> int:
+    """Return how many workers died while they ran a message, by its flag `redelivered`; `MAX_DEATHS` at most."""
+    return max(0, min(redelivered, tuning.MAX_DEATHS)) if type(redelivered) is int else 0
 
 
 def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[Args, Kwargs, bool] | None:
