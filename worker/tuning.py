@@ -30,6 +30,8 @@ NOTE_LEASES = 3
 #: Answers to notes that may be unread. Half of them are read in one go, because each look at a socket costs the GIL;
 #: the server is then never so far behind that the device would have to wait.
 NOTE_ANSWERS = 64
+#: Seconds after which a note first looks whether its connection is still there: too seldom to cost anything.
+NOTE_IDLE_S = 1.0
 #: Seconds that the device waits to connect again, or for a server that does not read, before a batch runs without note.
 NOTE_TIMEOUT_S = 1.0
 

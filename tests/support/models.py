@@ -19,6 +19,9 @@ BATCHES = "test:batches"
 #: List at the broker: the calls of hooks and signals, as JSON lists.
 SEEN = "test:seen"
 
+#: The value for which `deadly` ends its worker's process.
+DEADLY = "deadly"
+
 
 class OddInput(Exception):
     """The error that the tests' models raise."""
@@ -184,6 +187,13 @@ def add_failures(app: Celery, task: Callable[..., Any]) -> None:
     def leaver(values: list[Any]) -> list[Any]:
         if "leave" in values:
             raise SystemExit(3)
+        return values
+
+    @task(name="deadly", max_batch_size=8)
+    def deadly(values: list[Any]) -> list[Any]:
+        note(app, BATCHES, values)
+        if DEADLY in values:
+            os._exit(1)
         return values
 
     @task(name="greedy", max_batch_size=16)

@@ -1,6 +1,7 @@
 """Notes at the server which of a worker's claims run, so that they are known if the worker dies."""
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ class RunningNote:
         self._connection: Any = None
         #: Answers that nobody has read yet.
         self._unread = 0
+        self._sent_at = 0.0
         self.write(())
 
     def write(self, tags: Iterable[str]) -> None:
@@ -33,25 +35,29 @@ class RunningNote:
 
         It waits only to connect again, and that for a short time.
         """
-        try:
-            if self._connection is None:
-                # Not taken from the pool, whose time-outs are too long for the device to wait.
-                limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), tuning.NOTE_TIMEOUT_S)
-                self._connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **limits})
-            if self._unread >= tuning.NOTE_ANSWERS:
-                self._read_older_answers()
-            self._connection.send_command("SET", self._key, " ".join(tags), "EX", self._expires_s)
-            self._unread += 1
-        except (redis.RedisError, OSError) as exc:
-            logger.warning(
-                "A batch runs unnoted. If it ends this worker, that does not count against it. Redis: %s", exc
-            )
-            self.close()
+        note = " ".join(tags)
+        for is_last in (False, True):  # the server may have closed the connection meanwhile
+            try:
+                self._send(note)
+                return
+            except (redis.RedisError, OSError) as exc:
+                self.close()
+                if is_last or isinstance(exc, redis.ResponseError):
+                    logger.warning("If the running batch ends this worker, it may not be known, because of %r.", exc)
 
-    def _read_older_answers(self) -> None:
-        while self._unread > tuning.NOTE_ANSWERS // 2:
-            self._unread -= 1
-            self._connection.read_response()
+    def _send(self, note: str) -> None:
+        if self._connection is None:
+            # Not taken from the pool, whose time-outs are too long for the device to wait.
+            limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), tuning.NOTE_TIMEOUT_S)
+            self._connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **limits})
+        elif (idle := time.monotonic() - self._sent_at > tuning.NOTE_IDLE_S) or self._unread >= tuning.NOTE_ANSWERS:
+            while self._unread > (0 if idle else tuning.NOTE_ANSWERS // 2):
+                self._unread -= 1
+                self._connection.read_response()
+            if idle:
+                self._connection.can_read(timeout=0)  # raises where the server has closed it
+        self._connection.send_command("SET", self._key, note, "EX", self._expires_s)
+        self._unread, self._sent_at = self._unread + 1, time.monotonic()
 
     def close(self) -> None:
         """Close the connection; a later `write` opens a new one."""

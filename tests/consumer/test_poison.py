@@ -1,0 +1,171 @@
+"""A job that ends its worker is found and fails, and the callers whose jobs were claimed with it get their answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import redis
+from batchery.worker.broker import Leases, Queue
+from billiard.exceptions import WorkerLostError
+from celery import Celery
+
+from tests.support.apps import APP
+from tests.support.callers import options, unsettled
+from tests.support.gates import Gate
+from tests.support.leases import client_of
+from tests.support.models import BATCHES, DEADLY
+from tests.support.waiting import wait_until
+from tests.support.workers import StartWorker, Worker
+
+WAIT = 90.0
+LEASE = options(lease_s=2)
+
+
+class Supervisor(threading.Thread):
+    """Starts a worker again whenever it dies, as a service manager does, until it is stopped."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._stopped = threading.Event()
+        self.deaths = 0
+        self.log = ""
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            worker = Worker(APP, args=["-l", "INFO"], env={"REDIS_URL": self._url, **LEASE})
+            try:
+                while worker.alive() and not self._stopped.wait(0.05):
+                    pass
+                self.deaths += not worker.alive()
+            finally:
+                self.log += worker.log; print(worker.log[-3000:])
+                worker.close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+@contextmanager
+def supervised(url: str, count: int) -> Iterator[list[Supervisor]]:
+    supervisors = [Supervisor(url) for _ in range(count)]
+    with ExitStack() as stack:
+        for supervisor in supervisors:
+            supervisor.start()
+            stack.callback(supervisor.stop)
+        yield supervisors
+
+
+def runs(client: redis.Redis) -> Counter[str]:
+    """How often each item was in a batch that ran."""
+    return Counter(item for batch in client.lrange(BATCHES, 0, -1) for item in json.loads(batch))
+
+
+def error_lines(supervisors: list[Supervisor], words: str) -> list[str]:
+    lines = [line for supervisor in supervisors for line in supervisor.log.splitlines()]
+    return [line for line in lines if "ERROR" in line and words in line]
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_ends_its_worker_fails_and_all_others_are_answered(
+    redis_url: str, caller: Celery, redis_client: redis.Redis, workers: int
+) -> None:
+    deadly = caller.tasks["deadly"]
+    items = [str(index) for index in range(61)]
+    items[30] = DEADLY
+    results = dict(zip(items, deadly.delay_many(items), strict=True))
+    poison = results.pop(DEADLY)
+    with supervised(redis_url, workers) as supervisors:
+        assert [result.get(timeout=WAIT) for result in results.values()] == list(results)
+        with pytest.raises(WorkerLostError, match="A worker died each of the 3 times that one ran this job"):
+            poison.get(timeout=WAIT)
+        wait_until(lambda: not unsettled(redis_client), "everything is settled")
+    counts = runs(redis_client)
+    assert counts.pop(DEADLY) == 3
+    assert sum(supervisor.deaths for supervisor in supervisors) == 3
+    assert set(counts) == set(results)
+    assert max(counts.values()) <= 2, "an innocent job runs once more, alone"
+    assert redis_client.llen("celery") == 0
+    (line,) = error_lines(supervisors, poison.id)
+    assert "deadly" in line
+    assert "3 times" in line
+
+
+@pytest.mark.worker
+def test_a_job_over_the_celery_bridge_is_counted_too(redis_url: str, caller: Celery, redis_client: redis.Redis) -> None:
+    deadly = caller.tasks["deadly"]
+    poison = deadly.apply_async((DEADLY,), link_error=caller.tasks["note_error"].s(), headers={"odd": 1})
+    innocent = deadly.apply_async(("innocent",), headers={"odd": 1})
+    with supervised(redis_url, 1) as [supervisor]:
+        assert innocent.get(timeout=WAIT) == "innocent"
+        with pytest.raises(WorkerLostError):
+            poison.get(timeout=WAIT)
+        wait_until(lambda: not unsettled(redis_client), "everything is settled")
+        assert supervisor.deaths == 3
+    assert runs(redis_client)[DEADLY] == 3
+
+
+def flags(client: redis.Redis) -> list[object]:
+    """The flag `redelivered` of every message in the queue, the first in line first."""
+    infos = [json.loads(raw)["properties"]["delivery_info"] for raw in reversed(client.lrange("celery", 0, -1))]
+    return [info.get("redelivered") for info in infos]
+
+
+def test_a_batch_that_hangs_counts_as_a_death(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate
+) -> None:
+    conf = {"task_annotations": {"gated": {"batch_time_limit_s": 0.5}}}
+    hung = start(env={**LEASE, "CONF": json.dumps(conf)})
+    ids = [result.id for result in caller.tasks["gated"].delay_many([(gate.path, index) for index in range(8)])]
+    gate.wait_for_model()
+    wait_until(lambda: redis_client.llen("celery") == 8, "all are back in the queue")
+    assert flags(redis_client) == [1, 1, 1, 1, None, None, None, None]
+    hung.kill()
+    gate.open()
+    start()
+    keys = [f"celery-task-meta-{id_}" for id_ in ids]
+    wait_until(lambda: redis_client.exists(*keys) == 8, "all are answered")
+    wait_until(lambda: not unsettled(redis_client), "everything is settled")
+    assert [json.loads(batch) for batch in redis_client.lrange(BATCHES, 1, -1)] == [[4, 5, 6, 7], [0], [1], [2], [3]]
+
+
+def test_only_what_ran_when_a_worker_died_is_blamed(
+    redis_url: str, start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate
+) -> None:
+    doomed = start(env=LEASE)
+    caller.tasks["gated"].delay_many([(gate.path, index) for index in range(8)])
+    gate.wait_for_model()
+    wait_until(lambda: sum(unsettled(redis_client).values()) == 8, "it has claimed ahead")
+    doomed.kill()
+    sweep(redis_url, 8)
+    assert flags(redis_client) == [1, 1, 1, 1, True, True, True, True]
+    redis_client.delete("celery")
+
+
+def test_a_worker_that_died_without_a_running_batch_blames_nobody(
+    redis_url: str, start: StartWorker, caller: Celery, redis_client: redis.Redis
+) -> None:
+    doomed = start(env=LEASE)
+    assert caller.tasks["echo"].delay("before").get(timeout=WAIT) == "before"
+    caller.tasks["picky"].delay_many(["waits", "for", "more"])
+    wait_until(lambda: sum(unsettled(redis_client).values()) == 3, "it has claimed them")
+    doomed.kill()
+    sweep(redis_url, 3)
+    assert flags(redis_client) == [True, True, True]
+    redis_client.delete("celery")
+
+
+def sweep(url: str, count: int) -> None:
+    """Give `count` orphans back once their leases have run out."""
+    leases, queue = Leases(client_of(url), lease_s=30), Queue("celery")
+    leases.claim([queue], 0, 0)
+    found = 0
+    while found < count:
+        found += wait_until(leases.sweep, "leases have run out")
