@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 import redis
 from batchery.worker.broker import Leases, Queue
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.support.leases import Lists, MakeLeases, claim_all, labels, message, settle
+from tests.support.leases import Lists, MakeLeases, claim_all, label_of, labels, message, settle
 
 
 def test_messages_given_back_are_first_in_line_in_claim_order(leases: Leases, lists: Lists, queue: Queue) -> None:
@@ -63,12 +66,23 @@ def test_leaving_gives_everything_back(leases: Leases, redis_client: redis.Redis
     assert not redis_client.exists(queue.unacked, queue.index, queue.workers)
 
 
+def test_leaving_keeps_what_runs_so_that_its_lease_runs_out(leases: Leases, lists: Lists, queue: Queue) -> None:
+    lists.put(*range(5))
+    claims = claim_all(leases, queue)
+    leases.leave({claims[1].tag, claims[2].tag})
+    assert lists.labels() == [0, 3, 4]
+    assert lists.leased() == {claims[1].tag, claims[2].tag}
+
+
 # -- Orphans -----------------------------------------------------------------------------------------------------------
 
 
-def orphaned(make_leases: MakeLeases, lists: Lists) -> Leases:
-    """Let a worker claim all and die; return another one, that knows the queue."""
-    claim_all(make_leases(), lists.queue)
+def orphaned(make_leases: MakeLeases, lists: Lists, running: Collection[int] = ()) -> Leases:
+    """Let a worker claim all and die, while these messages run, by place; return another one, that knows the queue."""
+    doomed = make_leases()
+    claims = claim_all(doomed, lists.queue)
+    note = " ".join(claims[place].tag for place in running)
+    lists.client.set(f"{lists.queue.running}{doomed.tag_worker}", note, ex=60)
     lists.run_out()
     other = make_leases()
     other.claim([lists.queue], 0, 0)
@@ -190,3 +204,107 @@ def test_a_message_given_back_by_its_holder_does_not_count_as_delivered(
     lists.put("a")
     leases.give_back(claim_all(leases, queue))
     assert "redelivered" not in json.loads(lists.raw()[0])["properties"]["delivery_info"]
+
+
+# -- Deaths ------------------------------------------------------------------------------------------------------------
+
+ABSENT = object()
+
+
+def info_of(raw: bytes) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads(raw)["properties"]["delivery_info"]
+    return info
+
+
+@pytest.mark.parametrize(
+    ("flag", "ran", "waited"),
+    [
+        *((flag, 1, True) for flag in (ABSENT, False, True, None, 0, -3, 1.5, "x", "")),
+        *((deaths, deaths + 1, deaths) for deaths in (1, 2, 9, 99)),
+    ],
+    ids=repr,
+)
+def test_only_an_orphan_that_ran_counts_one_death_more(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, flag: object, ran: int, waited: object
+) -> None:
+    info = {} if flag is ABSENT else {"redelivered": flag}
+    redis_client.lpush("work", message("a", **info), message("b", **info))
+    orphaned(make_leases, lists, running=[0]).sweep()
+    flags = [info_of(raw)["redelivered"] for raw in lists.raw()]
+    assert list(map(repr, flags)) == [repr(ran), repr(waited)]
+
+
+def test_every_worker_has_a_note_of_its_own(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+    lists.put(*range(4))
+    doomed = [make_leases(), make_leases()]
+    for worker, running in zip(doomed, (0, 1), strict=True):
+        claims = worker.claim([queue], 2, 10**9)
+        lists.client.set(f"{queue.running}{worker.tag_worker}", claims[running].tag)
+    lists.run_out()
+    other = make_leases()
+    other.claim([queue], 0, 0)
+    assert other.sweep() == 4
+    flags = {label_of(raw): info_of(raw)["redelivered"] for raw in lists.raw()}
+    assert flags == {0: 1, 1: True, 2: True, 3: 1}
+
+
+#: Texts that look like what the script looks for.
+lures = st.sampled_from(
+    ['"redelivered": 7', 'x"redelivered', '\\"redelivered": 7', '"delivery_info": {', ", 7", "true"]
+)
+texts = st.text(st.characters(codec="utf-8"), max_size=8) | lures
+without_braces = texts.filter(lambda text: "{" not in text and "}" not in text)
+numbers = st.integers(0, 10**6)
+scalars = st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts
+infos = st.dictionaries(
+    without_braces.filter(lambda name: name != "redelivered"),
+    without_braces | numbers | st.booleans() | st.none(),
+    max_size=4,
+)
+orphans = st.fixed_dictionaries(
+    {
+        "headers": st.dictionaries(texts, scalars | st.dictionaries(texts, scalars, max_size=3), max_size=4),
+        "info": infos,
+        "flag": st.just(ABSENT) | st.none() | st.booleans() | numbers | without_braces,
+        "place": st.integers(0, 4),
+        "compact": st.booleans(),
+        "ascii": st.booleans(),
+        "ran": st.booleans(),
+    }
+)
+
+
+def written(orphan: dict[str, Any]) -> bytes:
+    """A message with this `delivery_info`, of which the flag is not always the last part."""
+    items = list(orphan["info"].items())
+    if orphan["flag"] is not ABSENT:
+        items.insert(orphan["place"], ("redelivered", orphan["flag"]))
+    properties = {"correlation_id": "x", "delivery_info": dict(items), "priority": 0}
+    separators = (",", ":") if orphan["compact"] else None
+    whole = {"body": "", "headers": orphan["headers"], "properties": properties}
+    return json.dumps(whole, separators=separators, ensure_ascii=orphan["ascii"]).encode()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
+@given(st.lists(orphans, min_size=1, max_size=6))
+def test_whatever_a_message_holds_only_its_flag_changes(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, some: list[dict[str, Any]]
+) -> None:
+    """Python's own JSON is the oracle."""
+    redis_client.flushdb()
+    expected = []
+    for orphan in some:
+        raw = written(orphan)
+        redis_client.lpush("work", raw)
+        whole = json.loads(raw)
+        flag = orphan["flag"]
+        deaths = (flag if type(flag) is int else 0) + orphan["ran"]
+        whole["properties"]["delivery_info"]["redelivered"] = deaths or True
+        expected.append(whole)
+    running = [place for place, orphan in enumerate(some) if orphan["ran"]]
+    assert orphaned(make_leases, lists, running).sweep() == len(some)
+    after = [json.loads(raw) for raw in lists.raw()]
+    assert after == expected
+    assert [repr(info_of(raw)["redelivered"]) for raw in lists.raw()] == [
+        repr(whole["properties"]["delivery_info"]["redelivered"]) for whole in expected
+    ]

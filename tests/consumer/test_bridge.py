@@ -202,3 +202,9 @@ def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
     bench.leases.claims.clear()
     bench.bridge.forget_lost()
     assert bench.bridge.capacity == before
+
+
+def test_a_request_of_celerys_counts_the_workers_that_died(bench: Bench) -> None:
+    for flag in (True, 2, "2"):
+        bench.bridge.take(bench.request("a", delivery_info={"priority": 3, "redelivered": flag}))
+    assert [job.deaths for job in bench.submitted] == [0, 2, 0]

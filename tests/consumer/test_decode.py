@@ -15,6 +15,7 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.envelopes import message
 from tests.support.messages import ACCEPT, assert_same, decode_quickly, memory_app, raw_message, stock
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
@@ -165,3 +166,13 @@ def test_bytes_that_are_no_message_are_left_to_celery(raw: bytes) -> None:
 
 def test_protocol_1_is_left_to_celery() -> None:
     assert decode(b'{"id": "x", "task": "t", "args": [], "kwargs": {}}', ACCEPT) is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "deaths"),
+    [(None, None), (False, 0), (True, 0), (0, 0), (2, 2), (10**30, 3), (-1, 0), (1.5, None)],
+    ids=repr,
+)
+def test_the_flag_of_a_redelivered_message_counts_the_workers_that_died(flag: Any, deaths: int | None) -> None:
+    call = decode(message(delivery_info={"exchange": "", "routing_key": "celery", "redelivered": flag}), ACCEPT)
+    assert (call and call.deaths) == deaths

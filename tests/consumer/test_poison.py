@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -18,7 +19,7 @@ from tests.support.apps import APP
 from tests.support.callers import options, unsettled
 from tests.support.gates import Gate
 from tests.support.leases import client_of
-from tests.support.models import BATCHES, DEADLY
+from tests.support.models import BATCHES, BREAKING, DEADLY, SEEN
 from tests.support.waiting import wait_until
 from tests.support.workers import StartWorker, Worker
 
@@ -29,22 +30,22 @@ LEASE = options(lease_s=2)
 class Supervisor(threading.Thread):
     """Starts a worker again whenever it dies, as a service manager does, until it is stopped."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **conf: Any) -> None:
         super().__init__()
-        self._url = url
+        self._env = {"REDIS_URL": url, "CONF": json.dumps(conf), **LEASE}
         self._stopped = threading.Event()
         self.deaths = 0
         self.log = ""
 
     def run(self) -> None:
         while not self._stopped.is_set():
-            worker = Worker(APP, args=["-l", "INFO"], env={"REDIS_URL": self._url, **LEASE})
+            worker = Worker(APP, args=["-l", "INFO"], env=self._env)
             try:
                 while worker.alive() and not self._stopped.wait(0.05):
                     pass
                 self.deaths += not worker.alive()
             finally:
-                self.log += worker.log; print(worker.log[-3000:])
+                self.log += worker.log
                 worker.close()
 
     def stop(self) -> None:
@@ -53,8 +54,8 @@ class Supervisor(threading.Thread):
 
 
 @contextmanager
-def supervised(url: str, count: int) -> Iterator[list[Supervisor]]:
-    supervisors = [Supervisor(url) for _ in range(count)]
+def supervised(url: str, count: int, **conf: Any) -> Iterator[list[Supervisor]]:
+    supervisors = [Supervisor(url, **conf) for _ in range(count)]
     with ExitStack() as stack:
         for supervisor in supervisors:
             supervisor.start()
@@ -73,28 +74,31 @@ def error_lines(supervisors: list[Supervisor], words: str) -> list[str]:
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "deadly", "conf"),
+    [(1, DEADLY, {"task_reject_on_worker_lost": True}), (2, DEADLY, {}), (1, BREAKING, {})],
+)
 def test_a_job_that_ends_its_worker_fails_and_all_others_are_answered(
-    redis_url: str, caller: Celery, redis_client: redis.Redis, workers: int
+    redis_url: str, caller: Celery, redis_client: redis.Redis, workers: int, deadly: str, conf: dict[str, Any]
 ) -> None:
-    deadly = caller.tasks["deadly"]
+    """Once and for all: neither `autoretry_for` nor `task_reject_on_worker_lost` sends it again."""
     items = [str(index) for index in range(61)]
-    items[30] = DEADLY
-    results = dict(zip(items, deadly.delay_many(items), strict=True))
-    poison = results.pop(DEADLY)
-    with supervised(redis_url, workers) as supervisors:
+    items[30] = deadly
+    results = dict(zip(items, caller.tasks["deadly"].delay_many(items), strict=True))
+    poison = results.pop(deadly)
+    with supervised(redis_url, workers, **conf) as supervisors:
         assert [result.get(timeout=WAIT) for result in results.values()] == list(results)
         with pytest.raises(WorkerLostError, match="A worker died each of the 3 times that one ran this job"):
             poison.get(timeout=WAIT)
         wait_until(lambda: not unsettled(redis_client), "everything is settled")
     counts = runs(redis_client)
-    assert counts.pop(DEADLY) == 3
+    assert counts.pop(deadly) == 3
     assert sum(supervisor.deaths for supervisor in supervisors) == 3
     assert set(counts) == set(results)
     assert max(counts.values()) <= 2, "an innocent job runs once more, alone"
     assert redis_client.llen("celery") == 0
     (line,) = error_lines(supervisors, poison.id)
-    assert "deadly" in line
+    assert "Task deadly[" in line
     assert "3 times" in line
 
 
@@ -108,8 +112,11 @@ def test_a_job_over_the_celery_bridge_is_counted_too(redis_url: str, caller: Cel
         with pytest.raises(WorkerLostError):
             poison.get(timeout=WAIT)
         wait_until(lambda: not unsettled(redis_client), "everything is settled")
+        wait_until(lambda: redis_client.lrange(SEEN, 0, -1), "the errback was called")
         assert supervisor.deaths == 3
     assert runs(redis_client)[DEADLY] == 3
+    [(name, task_id, _)] = [json.loads(call) for call in redis_client.lrange(SEEN, 0, -1)]
+    assert (name, task_id) == ("errback", poison.id)
 
 
 def flags(client: redis.Redis) -> list[object]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from batchery.batchers import WorkerDied
+from batchery.worker import tuning
 
 from tests.support.fakes import (
     FakeModel,
@@ -101,3 +103,25 @@ def test_a_wrong_number_of_items_never_shifts_them(start: StartEngine, ports: Fa
     answers = ports.answers()
     assert isinstance(answers.pop("double-3"), ValueError)
     assert answers == {"double-1": 2, "double-2": 4, "double-4": 8, "double-5": 10}
+
+
+def test_a_job_that_has_ended_too_many_workers_fails_before_anything_of_it_runs(
+    start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    predict, prepared = Held(), list[Any]()
+    predict.gate.open()
+
+    def preprocess(item: Any) -> Any:
+        prepared.append(item)
+        return item
+
+    start(FakeModel(predict=predict, preprocess=preprocess))
+    some = jobs.many(1, 2, 3)
+    some[0].deaths, some[1].deaths = tuning.MAX_DEATHS, tuning.MAX_DEATHS - 1
+    ports.put(*some)
+    ports.wait_for_outcomes(3)
+    answers = ports.answers()
+    assert isinstance(answers.pop("double-1"), WorkerDied)
+    assert answers == {"double-2": 4, "double-3": 6}
+    assert prepared == [2, 3]
+    assert predict.batches == [[3], [2]]

@@ -29,7 +29,8 @@ def scheduler_of(**options: TaskOptions) -> Scheduler:
 
 
 def job(seq: int, task: str = "a", **fields: Any) -> Job:
-    return Job(str(seq), task, (), {}, None, fields.pop("enqueued_at", NOW), seq, **fields)
+    fields = {"enqueued_at": NOW, "claimed_at": NOW, **fields}
+    return Job(str(seq), task, (), {}, None, seq=seq, **fields)
 
 
 def prepare(scheduler: Scheduler, jobs: Iterable[Job]) -> None:
@@ -182,6 +183,83 @@ def test_draining_returns_the_jobs_that_wait_and_starts_and_claims_nothing_more(
     assert scheduler.drain() == []
 
 
+# -- Suspects ----------------------------------------------------------------------------------------------------------
+
+
+def run_next(scheduler: Scheduler, now: float = NOW) -> list[int]:
+    """Run the next batch until its results are stored; return its jobs."""
+    batch = scheduler.next_batch(now)
+    assert batch is not None
+    scheduler.started(batch, now)
+    scheduler.move("ran", batch.jobs)
+    batch.finished_at = now
+    scheduler.finished(batch, whole=True, more=False)
+    scheduler.left(batch.jobs, "settled")
+    return seqs(batch)
+
+
+def test_suspects_run_last_and_alone_those_with_the_fewest_deaths_first() -> None:
+    scheduler = scheduler_of(a=TaskOptions(), b=TaskOptions())
+    prepare(scheduler, [job(0, deaths=2), job(1, deaths=1), job(2, "b", deaths=1)])
+    prepare(scheduler, [job(3), job(4, "b"), job(5), job(6, deaths=1)])
+    runs = [run_next(scheduler) for _ in range(6)]
+    assert runs == [[3, 5], [4], [1], [2], [6], [0]]
+    assert scheduler.held == 0
+
+
+def test_a_suspect_is_a_batch_of_one_that_says_why() -> None:
+    scheduler = scheduler_of(a=TaskOptions(preferred_batch_sizes=[4]))
+    prepare(scheduler, [job(0, deaths=1), job(1, deaths=1)])
+    batch = scheduler.next_batch(NOW)
+    assert batch is not None
+    assert (seqs(batch), batch.closed_by, batch.rows) == ([0], "suspect", 4)
+
+
+@pytest.mark.parametrize("state", ["preparing", "waits for more", "settling"])
+def test_a_suspect_waits_until_no_other_job_can_be_lost(state: str) -> None:
+    scheduler = scheduler_of(a=TaskOptions(max_wait_ms=60_000))
+    prepare(scheduler, [job(0, claimed_at=NOW, deaths=1)])
+    other = job(1)
+    scheduler.claimed([other])
+    if state == "waits for more":
+        scheduler.prepared([other], NOW)
+    elif state == "settling":
+        scheduler.move("failed", [other])
+    assert scheduler.next_batch(NOW) is None
+    if state == "settling":
+        scheduler.left([other], "settled")
+        assert seqs(scheduler.next_batch(NOW)) == [0]
+    assert scheduler.next_batch(NOW + 9) is None
+
+
+def test_a_suspect_that_has_waited_max_age_ms_since_its_claim_runs_before_other_jobs() -> None:
+    scheduler = scheduler_of(a=TaskOptions(max_age_ms=2000, max_wait_ms=60_000), b=TaskOptions())
+    prepare(scheduler, [job(0, enqueued_at=0, claimed_at=NOW, deaths=1), job(1, claimed_at=NOW)])
+    assert scheduler.wake_at() == NOW + 2
+    assert scheduler.next_batch(NOW + 1.9) is None
+    prepare(scheduler, [job(2, "b", claimed_at=NOW)])
+    assert seqs(scheduler.next_batch(NOW + 2)) == [0]
+    assert seqs(scheduler.next_batch(NOW + 2)) == [2]
+
+
+def test_no_suspect_is_put_together_ahead() -> None:
+    scheduler = scheduler_of(a=TaskOptions(max_batch_size=1))
+    prepare(scheduler, [job(0, deaths=1)])
+    assert scheduler.next_batch(NOW + 3600, closed=True) is None
+    assert seqs(scheduler.next_batch(NOW)) == [0]
+
+
+def test_draining_returns_suspects_too() -> None:
+    scheduler = scheduler_of(a=TaskOptions())
+    prepare(scheduler, [job(0, deaths=1), job(1)])
+    assert sorted(job.seq for job in scheduler.drain()) == [0, 1]
+    assert scheduler.next_batch(NOW) is None
+    assert scheduler.wake_at() == NEVER
+
+
+# -- What was done -----------------------------------------------------------------------------------------------------
+
+
 def test_batches_are_counted_with_their_sizes_padding_and_times() -> None:
     scheduler = scheduler_of(a=TaskOptions())
     assert (
@@ -311,6 +389,8 @@ class AnyOrder(RuleBasedStateMachine):
                 "length": data.draw(st.integers(0, 30)),
                 "priority": data.draw(st.sampled_from([0, 0, 3])),
                 "enqueued_at": self.now - data.draw(st.sampled_from([0, 0.2, 3])),
+                "claimed_at": self.now,
+                "deaths": data.draw(st.sampled_from([0, 0, 0, 1, 2])),
             }
             self.unprepared.append(job(self.made, task, **fields))
             self.scheduler.claimed(self.unprepared[-1:])
@@ -342,12 +422,22 @@ class AnyOrder(RuleBasedStateMachine):
         assert batch.jobs
         assert len(set(map(id, batch.jobs))) == len(batch.jobs)
         assert all(job in self.waiting and job.task == batch.task for job in batch.jobs)
+        self.check_suspects(batch)
         self.waiting = [job for job in self.waiting if job not in batch.jobs]
         self.leave(batch.jobs[:withdrawn], "dropped")
         batch.jobs = batch.jobs[withdrawn:]
         if batch.jobs:
             self.scheduler.started(batch, self.now)
             self.running = batch
+
+    def check_suspects(self, batch: Batch) -> None:
+        suspects = [job for job in batch.jobs if job.deaths]
+        assert (batch.closed_by == "suspect") == bool(suspects)
+        for suspect in suspects:
+            assert batch.jobs == [suspect]
+            others = [job for job in [*self.waiting, *self.unprepared] if not job.deaths]
+            max_age_s = self.scheduler.tasks[suspect.task].options.max_age_ms / 1000
+            assert not (others or self.settling) or self.now >= suspect.claimed_at + max_age_s
 
     def check_that_waiting_is_right(self) -> None:
         if self.scheduler.draining or not self.waiting:

@@ -19,8 +19,8 @@ BATCHES = "test:batches"
 #: List at the broker: the calls of hooks and signals, as JSON lists.
 SEEN = "test:seen"
 
-#: The value for which `deadly` ends its worker's process.
-DEADLY = "deadly"
+#: The values for which `deadly` ends its worker's process, and for which it loses its device.
+DEADLY, BREAKING = "deadly", "breaking"
 
 
 class OddInput(Exception):
@@ -189,11 +189,13 @@ def add_failures(app: Celery, task: Callable[..., Any]) -> None:
             raise SystemExit(3)
         return values
 
-    @task(name="deadly", max_batch_size=8)
+    @task(name="deadly", max_batch_size=8, autoretry_for=(Exception,), default_retry_delay=0)
     def deadly(values: list[Any]) -> list[Any]:
         note(app, BATCHES, values)
         if DEADLY in values:
             os._exit(1)
+        if BREAKING in values:
+            raise RuntimeError("CUDA error: device-side assert triggered")
         return values
 
     @task(name="greedy", max_batch_size=16)

@@ -43,7 +43,9 @@ class RunningNote:
             except (redis.RedisError, OSError) as exc:
                 self.close()
                 if is_last or isinstance(exc, redis.ResponseError):
-                    logger.warning("If the running batch ends this worker, it may not be known, because of %r.", exc)
+                    logger.warning(
+                        "If the running batch ends this worker, nobody may know, because the note failed: %s", exc
+                    )
 
     def _send(self, note: str) -> None:
         if self._connection is None:
