@@ -3,8 +3,9 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,7 +71,12 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
             publisher = Publisher(producer)
             template = _Template(task, calls[0], publisher.connection, options)
             if template.fits_all and publisher.takes(template.options):
-                return BulkResult(app, _publish_like(template, calls, publisher))
+                ids = [str(uuid.uuid4()) for _ in calls]
+                messages = template.messages(ids, calls)
+                with private.kombu_errors(publisher.connection):
+                    while chunk := [*islice(messages, _CHUNK)]:
+                        publisher.send(chunk, template.options)
+                return BulkResult(app, ids)
         with producer.batch():
             return BulkResult(app, [task.apply_async(args, producer=producer, **options).id for args in calls])
 
@@ -79,16 +85,6 @@ def _may_differ(app: Celery) -> bool:
     """Whether calls of one task may be published in different ways, or others are to hear of each."""
     heard = private.receivers(signals.before_task_publish) or private.receivers(signals.after_task_publish)
     return bool(heard) or app.conf.task_send_sent_event or not private.routes_by_name(app)
-
-
-def _publish_like(template: "_Template", calls: Sequence[tuple[Any, ...]], publisher: Publisher) -> list[str]:
-    """Publish a message like the template's for each call; return their task ids."""
-    ids = [str(uuid.uuid4()) for _ in calls]
-    with private.kombu_errors(publisher.connection):
-        for start in range(0, len(calls), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            publisher.send(list(template.messages(chunk, calls, start)), template.options)
-    return ids
 
 
 class _Template:
@@ -112,14 +108,13 @@ class _Template:
         """Whether the other messages can be made of this one: it has Celery's protocol 2 and plain headers."""
         return isinstance(self._body, tuple) and is_plain(self._headers)
 
-    def messages(self, ids: Iterable[str], calls: Sequence[tuple[Any, ...]], start: int) -> Iterator[bytes]:
-        """Yield a message for each of `calls` from `start` on, as many as there are `ids`."""
+    def messages(self, ids: Sequence[str], calls: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
+        """Yield the message of each call."""
         _, kwargs, embed = self._body
         name = self.options["serializer"]
         rest, rest_raw = serializer.encode_by(name, [kwargs, embed])
         is_root = self._headers["root_id"] == self._headers["id"]
-        for place, task_id in enumerate(ids, start):
-            args = calls[place]
+        for place, (task_id, args) in enumerate(zip(ids, calls, strict=True)):
             headers = {**self._headers, "id": task_id}
             if not self._hides_args:
                 headers["argsrepr"] = private.saferepr(serializer.summarise(args), self._argsrepr_size)

@@ -46,7 +46,7 @@ def dumps(value: Any) -> bytes:
         TypeError: something in `value` cannot be sent.
         ValueError: an array with too many dimensions, or a value that contains itself.
     """
-    return join(*encode(value))
+    return join(*encode_by(NAME, value))
 
 
 def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
@@ -72,18 +72,18 @@ def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
     return value
 
 
-def encode(value: Any) -> tuple[bytes, Sequence[Any]]:
-    """Return a value's JSON, and the raw bytes that go behind it; raises as `dumps`."""
+def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
+    """Return a value's JSON, and the raw bytes that go behind it; raises as `dumps`.
+
+    They are written by the serializer of that name, this one or "json", which has no raw bytes.
+    """
+    if name != NAME:
+        return encode_json(value), ()
     plain = encode_plain(value)
     if plain is not None:
         return plain, ()
     encoder = _Encoder()
     return encoder.encode(value).encode(), encoder.raw
-
-
-def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
-    """Return a value encoded by the serializer of that name, this one or "json", as `encode` does."""
-    return encode(value) if name == NAME else (encode_json(value), ())
 
 
 def join(text: bytes, raw: Sequence[Any]) -> bytes:
