@@ -23,7 +23,7 @@ from celery import Celery
 from kombu import serialization
 from kombu.utils import json as kombu_json
 
-from ...batchers.arrays import is_array
+from ...batchers.arrays import is_array, is_torch
 from .arrays import cell_bytes, decode_array, encode_array
 from .json import encode_json, encode_plain, is_plain
 
@@ -104,8 +104,8 @@ class _Encoder(kombu_json.JSONEncoder):
 
     def default(self, value: Any) -> Any:
         if is_array(value):
-            array = encode_array(value)
-            return self._behind(array.cells, _TENSOR if array.is_torch else _ARRAY, [array.dtype, array.shape])
+            dtype, shape, cells = encode_array(value)
+            return self._behind(cells, _TENSOR if is_torch(value) else _ARRAY, [dtype, shape])
         if isinstance(value, np.bool_ | np.number) and not isinstance(value, np.longdouble | np.clongdouble):
             return value.item()
         if isinstance(value, bytes | bytearray | memoryview):
