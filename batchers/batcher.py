@@ -107,19 +107,21 @@ def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
     columns = {name: [arrays[name] for _, arrays in rows] for name in first}
     for name, column in columns.items():
         kinds = [*map(kind_of, column)]
-        for index, kind in enumerate(kinds):
-            if kind != kinds[0]:
-                raise TypeError(f"Item {index}: {label(name)} is {kind}, item 0 {kinds[0]}: {_ADVICE}")
+        if odd := first_odd(kinds):
+            raise TypeError(f"Item {odd}: {label(name)} is {kinds[odd]}, item 0 {kinds[0]}: {_ADVICE}")
     return form, columns
+
+
+def first_odd(values: Sequence[Any]) -> int:
+    """Return the index of the first value that differs from the one at 0; 0 if all are equal."""
+    return next((index for index, value in enumerate(values) if value != values[0]), 0)
 
 
 def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice: str) -> None:
     """Raise a ValueError with `advice` if the shapes differ, except along `axis` unless it is None."""
-    first = outline(column[0], axis)
-    for index, array in enumerate(column):
-        if outline(array, axis) != first:
-            shapes = f"shape {tuple(array.shape)}, item 0 {tuple(column[0].shape)}"
-            raise ValueError(f"Item {index}: {label(name)} has {shapes}: {advice}")
+    if odd := first_odd([outline(array, axis) for array in column]):
+        shapes = f"shape {tuple(column[odd].shape)}, item 0 {tuple(column[0].shape)}"
+        raise ValueError(f"Item {odd}: {label(name)} has {shapes}: {advice}")
 
 
 def class_of(form: Form, arrays: Mapping[Hashable, Any], axes: Mapping[Hashable, int]) -> Hashable:
@@ -158,13 +160,11 @@ def split(
         return list(outputs)
     form = form_of(outputs)
     if form == "array" or not outputs:
-        raise OutputMismatch(
-            f"The model returned {'an empty' if form != 'array' else 'a'} {type(outputs).__name__} for {count} items: "
-            "expected are an array with one row each, a tuple or dict of such arrays, or a list of one output each."
-        )
-    parts = {
-        key: split(part, count, cut, input_rows=input_rows, name=key if name is None else name)
-        for key, part in (outputs.items() if form == "dict" else enumerate(outputs))
-    }
+        kind = f"{'an empty' if form != 'array' else 'a'} {type(outputs).__name__}"
+        expected = "an array with one row each, a tuple or dict of such arrays, or a list of one output each."
+        raise OutputMismatch(f"The model returned {kind} for {count} items: expected are {expected}")
+    parts = {}
+    for key, part in outputs.items() if form == "dict" else enumerate(outputs):
+        parts[key] = split(part, count, cut, input_rows=input_rows, name=key if name is None else name)
     answers = zip(*parts.values(), strict=True)
     return [dict(zip(parts, answer, strict=True)) for answer in answers] if form == "dict" else list(answers)

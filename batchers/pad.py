@@ -157,12 +157,10 @@ class PadBatcher:
         dims = array.ndim - 1
         size = array.shape[1:][axis] if -dims <= axis < dims else "no size"
         if size != span.size:
-            raise OutputMismatch(
-                f"{output_label(name)} has {size} along axis {axis} of its rows, but the inputs were padded to "
-                f"{span.size}: if only some outputs are to be cut, name them in unpad (it is {self.unpad!r})."
-            )
-        pairs = zip(array, span.lengths, strict=True)
-        return [row[self._cells(length, span.size, axis % dims)] for row, length in pairs]
+            found = f"{output_label(name)} has {size} along axis {axis} of its rows"
+            advice = f"if only some outputs are to be cut, name them in unpad (it is {self.unpad!r})."
+            raise OutputMismatch(f"{found}, but the inputs were padded to {span.size}: {advice}")
+        return [row[self._cells(length, size, axis % dims)] for row, length in zip(array, span.lengths, strict=True)]
 
 
 def ascending(option: str, lengths: Sequence[int]) -> tuple[int, ...]:
