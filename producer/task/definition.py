@@ -8,7 +8,7 @@ from typing import Any
 from ...configs import TASK_OPTION_NAMES, TaskOptions
 from .. import private
 from .hooks import TaskHooks
-from .signature import CallSignature
+from .signature import CallSignature, attempt
 
 
 @contextlib.contextmanager
@@ -34,15 +34,10 @@ def read_definition(task_class: Any) -> tuple[CallSignature, bool]:
     if source == "run" or "preprocess_many" in given:
         signature.require_columns("the function" if source == "run" else source)
     if "run" in given and source != "run" and task_class.predict is TaskHooks.predict:
-        _check_takes_batch(CallSignature(found["run"]), source)
+        run = CallSignature(found["run"])
+        if isinstance(attempt(run.item, [None], {}), TypeError):
+            raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.")
     return signature, source == "run" and signature.many
-
-
-def _check_takes_batch(run: CallSignature, source: str) -> None:
-    try:
-        run.item([None], {})
-    except TypeError:
-        raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.") from None
 
 
 def check_budget(task: Any, max_batch_tokens: int | None) -> None:

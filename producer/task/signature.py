@@ -44,12 +44,11 @@ class CallSignature:
         Raises:
             TypeError: the arguments do not fit the signature.
         """
-        if not kwargs and self._all_named and len(args) == len(self._parameters):
-            return tuple(args) if self.many else args[0]
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = tuple(bound.arguments.values())
-        return values if self.many else values[0]
+        if kwargs or not self._all_named or len(args) != len(self._parameters):
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = tuple(bound.arguments.values())
+        return tuple(args) if self.many else args[0]
 
     def items(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Return each call's item, or the TypeError of a call that does not fit."""
