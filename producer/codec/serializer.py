@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from celery import Celery
 from kombu import serialization
 from kombu.utils import json as kombu_json
 
@@ -89,12 +88,6 @@ def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
 def join(text: bytes, raw: Sequence[Any]) -> bytes:
     """Return the payload of some JSON and of the raw bytes that go behind it."""
     return b"".join((text, _END_OF_JSON, *raw)) if raw else text
-
-
-def accept(app: Celery) -> None:
-    """Let `app` read tasks and results in this serializer, unless the app has chosen what it accepts."""
-    if not app.conf.value_set_for("accept_content"):
-        app.conf.accept_content = [*app.conf.accept_content, NAME]
 
 
 class _Encoder(kombu_json.JSONEncoder):
