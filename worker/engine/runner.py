@@ -20,6 +20,7 @@ class Runner:
 
     def __init__(self, state: EngineState) -> None:
         """Run the models of `state` on the device that its options name."""
+        self._state = state
         self._models = state.models
         self._options = state.options
         self._clock = state.clock
@@ -43,7 +44,8 @@ class Runner:
     def collate(self, batch: Batch) -> Collated | Sent | None:
         """Put a batch together ahead of its run. None if that fails, because its run tells whose fault it is."""
         try:
-            collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
+            with self._state.user_code(batch.jobs):
+                collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
             return self._staging.send(collated) if self._staging else collated
         except BaseException:  # a batcher is the user's code
             logger.debug("A batch of %s could not be put together ahead of its run.", batch.task, exc_info=True)
@@ -64,7 +66,8 @@ class Runner:
             together, collated = collated, None
             if isinstance(together, Sent):
                 together = together.receive()
-            return run(model, together or collate(model, items, batch.sizes), device)
+            with self._state.user_code(batch.jobs):
+                return run(model, together or collate(model, items, batch.sizes), device)
 
         def free(jobs: Sequence[Job]) -> None:
             out_of_memory(jobs)

@@ -92,9 +92,10 @@ class Settler:
     def _settle(self, outcomes: list[Outcome]) -> None:
         state = self._state
         began = state.clock()
-        for outcome in outcomes:
-            if outcome.error is None:
-                postprocess(state.models[outcome.job.task], outcome)
+        with state.user_code([outcome.job for outcome in outcomes]):
+            for outcome in outcomes:
+                if outcome.error is None:
+                    postprocess(state.models[outcome.job.task], outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began

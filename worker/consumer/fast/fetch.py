@@ -84,8 +84,8 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but the running batch, because the device hangs. Lease thread."""
-        running = {job.reply.claim.tag for job in self._intake.running}
+        """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
+        running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.overdue)}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
 
     def _take(self, selection: Selection) -> Sequence[Claim]:
