@@ -13,6 +13,7 @@ from celery import Celery, signals
 from batchery import BatchTask, setup
 from tests.support.models import (
     SEEN,
+    GatedPreprocess,
     Hooked,
     Missing,
     Prepared,
@@ -54,7 +55,7 @@ def register(app: Celery) -> None:
     add_plain_tasks(app)
     if "LOAD_ERROR" in os.environ:
         app.register_task(Missing())
-    for model in (Prepared, Hooked, Texts):
+    for model in (Prepared, Hooked, Texts, GatedPreprocess):
         app.register_task(model())
 
 

@@ -97,6 +97,19 @@ class Prepared(BatchTask):
         return list(values)
 
 
+class GatedPreprocess(BatchTask):
+    """A model whose `preprocess` waits at a gate."""
+
+    name = "gated_preprocess"
+
+    def preprocess(self, path: str, value: Any = None) -> Any:
+        pass_gates([path])
+        return value
+
+    def predict(self, values: Sequence[Any]) -> list[Any]:
+        return list(values)
+
+
 class Hooked(BatchTask):
     """A model with Celery's own hooks, which are called for each job."""
 

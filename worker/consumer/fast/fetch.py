@@ -14,6 +14,7 @@ from ...engine import Capacity
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
+from ..compat.worker_exit import end_worker_unless_it_recovers
 from ..wire.decode import FastCall, decode
 from ..wire.kombu_message import addressee
 from ..wire.request import FastRequest
@@ -33,6 +34,7 @@ class QueueSource:
         queues: Callable[[], Sequence[Queue]],
     ) -> None:
         """Claim from what `queues()` returns, which changes while the worker runs."""
+        self._context = context
         self._consumer = context.consumer
         self._tasks = context.tasks
         self._leases = context.leases
@@ -87,6 +89,7 @@ class QueueSource:
         """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.overdue)}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
+        end_worker_unless_it_recovers(self._context)
 
     def _take(self, selection: Selection) -> Sequence[Claim]:
         limit = min(sum(selection.limits), self._max_jobs)
