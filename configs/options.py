@@ -14,6 +14,7 @@ _Count = Annotated[int, Meta(ge=1)]
 _Text = Annotated[str, Meta(min_length=1)]
 _Limit = Annotated[_Count | None, Meta(description='a whole number from 1 up, or None ("none" in a file)')]
 _Sizes = Annotated[Sequence[_Count], Meta(description="a list of ascending whole numbers from 1 up")]
+_Names = Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")]
 _Bytes = Annotated[_Count, Meta(description="a whole number of bytes from 1 up")]
 _TimeLimit = Annotated[float, Meta(gt=0, le=1e6, description="a number of seconds above 0, up to 1,000,000")]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6, description="a number of seconds from 0 to 1,000,000")]
@@ -86,9 +87,7 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
     """What one worker serves, and how it claims, holds and settles."""
 
     #: Names of the batch tasks that are loaded and served; None: all of the app's.
-    tasks: Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")] = (
-        None
-    )
+    tasks: _Names = None
     #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
     device: Annotated[_Text, Meta(description='"auto" or a torch device')] = "auto"
     #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.

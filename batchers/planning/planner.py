@@ -127,8 +127,7 @@ class GreedyPlanner:
     def _around(self, required: Job, waiting: Sequence[Job]) -> Batch:
         """Return the best batch that contains the job `required`."""
         others = [job for job in waiting if job is not required and job.shape_class == required.shape_class]
-        if len(set(map(self._rank, others))) > 1:
-            others.sort(key=self._rank)
+        others.sort(key=self._rank)
         others = others[: self._options.max_waiting - 1]
         if required.length is None or None in set(map(_length, others)):
             return self._in_order(required, others)

@@ -53,10 +53,8 @@ def as_lists(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):
         if "complex" in str(getattr(value, "dtype", "")):
-            raise TypeError(
-                f"JSON cannot carry a result of {value.dtype}: return its real and imaginary parts, or set "
-                'result_serializer = "batchery".'
-            )
+            advice = 'return its real and imaginary parts, or set result_serializer = "batchery".'
+            raise TypeError(f"JSON cannot carry a result of {value.dtype}: {advice}")
         return value.tolist()
     if isinstance(value, dict) and not set(map(type, value.values())) <= _PLAIN:
         return {key: as_lists(part) for key, part in value.items()}

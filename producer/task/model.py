@@ -63,20 +63,18 @@ class TaskModel(TaskHooks):
     def ensure_loaded(self, device: str = "auto") -> str:
         """Load the model unless it is loaded; return the name of its device."""
         with self._load_lock:
-            return self.device or self._load(resolve_device(device))
-
-    def _load(self, device: str) -> str:
-        self.device = device
-        # Read once, because Celery takes its time to look up a setting.
-        self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
-        try:
-            self.load(device)
-            with error_context(self):
-                check_budget(self, self.max_batch_tokens)
-        except BaseException:
-            self.device = None
-            raise
-        return self.device
+            if self.device is None:
+                self.device = resolve_device(device)
+                # Read once, because Celery takes its time to look up a setting.
+                self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
+                try:
+                    self.load(self.device)
+                    with error_context(self):
+                        check_budget(self, self.max_batch_tokens)
+                except BaseException:
+                    self.device = None
+                    raise
+            return self.device
 
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Turn many calls' arguments into items, an exception instance for each that failed."""

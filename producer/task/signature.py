@@ -34,12 +34,9 @@ class CallSignature:
         """Raise a TypeError unless every parameter of `what` can become a column of a batch."""
         if not self._parameters:
             raise TypeError(f"{what} needs a parameter: it gets the items as a list.")
-        odd = [str(parameter) for parameter in self._parameters if parameter.kind not in _NAMED]
-        if odd:
-            raise TypeError(
-                f"{', '.join(odd)} cannot become a column of a batch. Give {what} plain parameters, each of which gets "
-                "a list, or define preprocess() for one call."
-            )
+        if odd := ", ".join(str(parameter) for parameter in self._parameters if parameter.kind not in _NAMED):
+            advice = f"Give {what} plain parameters, each of which gets a list, or define preprocess() for one call."
+            raise TypeError(f"{odd} cannot become a column of a batch. {advice}")
 
     def item(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return one call's item: its argument, or the tuple of its arguments with the defaults filled in.
@@ -47,12 +44,11 @@ class CallSignature:
         Raises:
             TypeError: the arguments do not fit the signature.
         """
-        if not kwargs and self._all_named and len(args) == len(self._parameters):
-            return tuple(args) if self.many else args[0]
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = tuple(bound.arguments.values())
-        return values if self.many else values[0]
+        if kwargs or not self._all_named or len(args) != len(self._parameters):
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = tuple(bound.arguments.values())
+        return tuple(args) if self.many else args[0]
 
     def items(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Return each call's item, or the TypeError of a call that does not fit."""
