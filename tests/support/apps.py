@@ -84,6 +84,11 @@ def register(app: Celery) -> None:
             raise OddInput("bad")
         return [OddInput("slot") if value == "slot" else value for value in values]
 
+    @task(name="quotes", max_batch_size=16)
+    def quotes(words: list[str]) -> list[int]:
+        vocabulary = {f"word {number}": number for number in range(1000)}
+        return [vocabulary[word] for word in words]
+
     @task(name="short", max_batch_size=16)
     def short(values: list[Any]) -> list[Any]:
         return values[1:]
