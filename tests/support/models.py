@@ -199,6 +199,11 @@ def add_failures(app: Celery, task: Callable[..., Any]) -> None:
             raise SystemExit(3)
         return values
 
+    @task(name="quotes", max_batch_size=16)
+    def quotes(words: list[str]) -> list[int]:
+        vocabulary = {f"word {number}": number for number in range(1000)}
+        return [vocabulary[word] for word in words]
+
     @task(name="greedy", max_batch_size=16)
     def greedy(values: list[Any]) -> list[Any]:
         if "too much" in values:

@@ -1,5 +1,6 @@
 """The runner: the only thing that calls the model and knows the device."""
 
+import functools
 import gc
 import logging
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 from ...batchers import Batch, Job, Outcome
 from ...batchers.forward import Collated, collate, run
-from ...batchers.isolation import run_isolated
+from ...batchers.isolation import is_out_of_memory, run_isolated
 from .staging import Sent, Staging
 from .state import EngineState
 
@@ -74,7 +75,22 @@ class Runner:
             logger.warning("Task %s: memory ran out with a batch of %d; its halves run.", batch.task, len(jobs))
             free_memory()
 
-        return run_isolated(batch, forward, free)
+        return run_isolated(batch, forward, free, functools.partial(check_device, device))
+
+
+def check_device(device: str) -> None:
+    """Raise an error if a torch device does not even add two numbers: it is lost to this process then.
+
+    No model's error says so, because its text may quote a caller. A device whose memory is full still works.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or device == "cpu":
+        return
+    try:
+        float(torch.zeros(1, device=device) + 1)  # waits for the result, and so for every error of the device
+    except Exception as exc:
+        if not is_out_of_memory(exc):
+            raise
 
 
 def free_memory() -> None:
