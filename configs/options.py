@@ -63,7 +63,8 @@ class TaskOptions(Options, frozen=True, kw_only=True):
     look_ahead: Annotated[int, Meta(ge=1, le=10_000, description="a whole number of batches from 1 to 10,000")] = 8
     #: Milliseconds after enqueue from which a job is served before any other, whatever its priority; inf: never.
     max_age_ms: Annotated[float, Meta(ge=0, description="a number of ms from 0 up, or inf")] = 10_000.0
-    #: Seconds after which a running batch counts as hung: its jobs' leases are no longer refreshed.
+    #: Seconds that user code may work on one batch, in each step (preparing, collating, running, postprocessing). After
+    #: that it counts as hung, and its jobs' leases are no longer refreshed.
     batch_time_limit_s: _TimeLimit = 300.0
 
     def __post_init__(self) -> None:

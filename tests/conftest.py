@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
@@ -19,12 +20,11 @@ from tests.support.servers import valkey
 from tests.support.waiting import ServiceError
 from tests.support.workers import StartWorker, Worker, celery_worker
 
-# How long an example takes says more about what else runs on the machine.
+# No deadline, because the time of an example depends on what else the machine runs.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-
-#: The kind of the test that runs now. A fixture that a test is the first to use belongs to its time.
+#: The kind of the test that runs now, or that is first to use a fixture.
 running_kind = ""
 
 
@@ -62,6 +62,13 @@ def _check_process(event: str, arguments: tuple[object, ...]) -> None:
     """Hold every process that a test starts against the test's kind, so that no marker lies."""
     if event == "subprocess.Popen" and running_kind:
         check_command(str(arguments[1]), running_kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_connection_outlives_its_file() -> Iterator[None]:
+    """kombu pools connections for the whole process: one that a test of this file cut would fail in the next file."""
+    yield
+    kombu.pools.reset()
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def check(broker: str, node: str, timeout: float, key_prefix: str) -> str | None
     if figures == "starting":
         return f"{node} is loading its models."
     if isinstance(figures, dict) and figures.get("hung"):
-        return f"{node} hangs: its batch has been running for longer than batch_time_limit_s."
+        return f"{node} hangs: its model or a hook has worked on a batch for longer than batch_time_limit_s."
     return None
 
 

@@ -28,6 +28,9 @@ LEASE_TURN_S = 2.0
 WAIT_SLICE_S = 0.2
 #: Seconds beyond its wait for which a worker counts as the watcher: if it dies, nobody else watches for that long.
 WATCHER_GRACE_S = 1.0
+#: Seconds after which a wake token that no worker took is dropped: longer than an idle worker's wait, and an old token
+#: only makes a worker look at its queues in vain.
+WAKE_TOKEN_EXPIRES_S = 10
 
 #: Seconds between two tries of what Redis refused. The first pause is short, because a cut connection is soon back; it
 #: doubles up to the longest, so that a server that is away is not flooded.
@@ -84,3 +87,6 @@ MAX_BODY_BYTES = 64 * 2**20
 #: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
+
+#: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
+EXIT_GRACE_S = 30.0

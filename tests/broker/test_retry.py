@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import redis
 from batchery.worker import tuning
-from batchery.worker.broker.retry import RedisRetry
+from batchery.worker.broker.retry import RedisRetry, is_transient
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +87,37 @@ def test_an_error_that_is_not_redis_own_is_not_retried() -> None:
     for try_action in (RedisRetry().until_stopped, RedisRetry().once):
         with pytest.raises(KeyError):
             try_action(action)
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (redis.ConnectionError("gone"), True),
+        (redis.TimeoutError(), True),
+        (redis.exceptions.OutOfMemoryError("command not allowed"), True),
+        (redis.ReadOnlyError("a replica"), True),
+        (redis.BusyLoadingError("loading"), True),
+        (redis.ResponseError("BUSY Redis is busy running a script"), True),
+        (redis.ResponseError("NOREPLICAS Not enough good replicas to write. script: on @user_script:1."), True),
+        (redis.ResponseError("MISCONF Errors writing to the AOF file"), True),
+        (redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), False),
+        (redis.ResponseError("ACL failure in script: User u has no permissions"), False),
+        (redis.exceptions.NoPermissionError("no permissions"), False),
+        (redis.ResponseError("ERR value is not a valid float. The caller wrote: LOADING"), False),
+    ],
+    ids=repr,
+)
+def test_a_refusal_is_told_from_a_passing_state(error: redis.RedisError, transient: bool) -> None:
+    assert is_transient(error) is transient
+
+
+def test_a_refusal_is_raised_at_once() -> None:
+    tries = []
+
+    def refused() -> None:
+        tries.append(1)
+        raise redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        RedisRetry().while_transient(refused)
+    assert len(tries) == 1

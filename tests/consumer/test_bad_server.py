@@ -59,7 +59,7 @@ def test_a_result_larger_than_redis_takes_fails_alone_and_is_acknowledged(app: C
         assert type(caught.value).__name__ == "BatchFailed"
 
 
-def test_a_full_server_refuses_callers_and_still_gets_the_results_of_what_it_holds(
+def test_a_full_server_refuses_calls_but_stores_the_results_of_claimed_jobs(
     app: Celery, admin: redis.Redis, gate: Gate
 ) -> None:
     silent = app.tasks["silent"]

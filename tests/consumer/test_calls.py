@@ -8,9 +8,9 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.support.apps import BATCHES
 from tests.support.callers import held_back, unsettled
 from tests.support.gates import Gate
+from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 
 WAIT = 15.0
@@ -88,7 +88,7 @@ def test_every_value_of_json_comes_back_as_it_was_sent(app: Celery) -> None:
     assert [app.tasks["echo"].delay(value).get(timeout=WAIT) for value in values] == values
 
 
-def test_the_most_urgent_in_the_queue_run_first(app: Celery, client: redis.Redis) -> None:
+def test_the_most_urgent_jobs_in_the_queue_run_first(app: Celery, client: redis.Redis) -> None:
     with held_back(app, client):
         results = [
             app.tasks["echo"].apply_async(([priority, index],), priority=priority)
@@ -100,9 +100,7 @@ def test_the_most_urgent_in_the_queue_run_first(app: Celery, client: redis.Redis
     assert ran == [(priority, index) for priority in PRIORITIES for index in range(16)]
 
 
-def test_the_most_urgent_of_those_that_wait_in_the_worker_run_first(
-    app: Celery, client: redis.Redis, gate: Gate
-) -> None:
+def test_the_most_urgent_jobs_in_the_worker_run_first(app: Celery, client: redis.Redis, gate: Gate) -> None:
     gated = app.tasks["gated"]
     results = [gated.delay(gate.path, "first")]
     gate.wait_for_model()

@@ -9,7 +9,7 @@ import pytest
 import redis
 from celery import Celery, chain, chord, group
 
-from tests.support.apps import BATCHES, SEEN
+from tests.support.models import BATCHES, SEEN
 from tests.support.waiting import wait_until
 
 WAIT = 20.0

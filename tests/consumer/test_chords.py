@@ -144,7 +144,7 @@ def house(redis_url: str) -> Iterator[House]:
         yield house
 
 
-def test_all_parts_but_the_last_are_settled_and_the_last_is_celerys(house: House) -> None:
+def test_all_parts_but_the_last_are_settled_in_bulk_and_celery_settles_the_last(house: House) -> None:
     group = house.call(5)
     worker = house.worker()
     parts = worker.claim()
@@ -170,7 +170,7 @@ def test_all_parts_but_the_last_are_settled_and_the_last_is_celerys(house: House
     ],
     ids=str,
 )
-def test_what_is_kept_of_a_chord_is_what_celery_keeps(redis_url: str, conf: dict[str, Any]) -> None:
+def test_a_chord_is_kept_as_celery_keeps_it(redis_url: str, conf: dict[str, Any]) -> None:
     kept = []
     for way in ("ours", "celerys"):
         with house_at(redis_url, **conf) as house:
@@ -206,7 +206,7 @@ def test_a_part_that_arrives_before_the_chords_size_is_known_completes_nothing(h
     assert house.callbacks() == [[[index] for index in range(6)]]
 
 
-def test_a_part_that_comes_again_when_all_is_over_changes_nothing(house: House) -> None:
+def test_a_part_delivered_again_after_its_chord_is_complete_changes_nothing(house: House) -> None:
     group = house.call(3)
     worker = house.worker()
     parts = worker.claim()
@@ -220,7 +220,7 @@ def test_a_part_that_comes_again_when_all_is_over_changes_nothing(house: House) 
     assert house.callbacks() == []
 
 
-def test_results_that_nobody_wants_are_parts_all_the_same(house: House) -> None:
+def test_ignored_results_still_count_as_parts(house: House) -> None:
     house.call(3, ignore_result=True)
     worker = house.worker()
     worker.finish(worker.claim())
@@ -236,7 +236,7 @@ def test_a_chord_without_a_group_is_none(house: House) -> None:
     assert worker.settle(parts) == [Settled.DONE]
 
 
-def test_many_chords_in_one_lot_keep_apart(house: House) -> None:
+def test_chords_that_are_settled_together_keep_apart(house: House) -> None:
     counts = [1, 2, 3, 40]
     for count in counts:
         house.call(count)
@@ -266,7 +266,7 @@ WAYS = ["in bulk", "in bulk, and dies before it tells Celery", "Celery's", "Cele
     lots=st.lists(st.tuples(st.sets(st.integers(0, 5), min_size=1), st.sampled_from(WAYS)), max_size=6),
     workers=st.integers(1, 3),
 )
-def test_whoever_settles_and_whoever_dies_a_chord_calls_back_once(
+def test_a_chord_calls_back_once_whichever_workers_settle_or_die(
     server: str, lots: list[tuple[set[int], str]], workers: int
 ) -> None:
     with house_at(server) as house:

@@ -15,8 +15,9 @@ import redis
 from batchery.configs import TASK_OPTION_NAMES
 from celery import Celery
 
-from tests.support.apps import APP, BATCHES
+from tests.support.apps import APP
 from tests.support.callers import held_back, options
+from tests.support.models import BATCHES
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, celery_worker

@@ -65,7 +65,7 @@ array_values = st.recursive(
 
 
 @given(args=st.lists(values, max_size=4), kwargs=st.dictionaries(st.text(), values, max_size=3), options=options)
-def test_an_ordinary_message_says_the_same_either_way(
+def test_both_decoders_read_the_same_call(
     app: Celery, args: list[Any], kwargs: dict[str, Any], options: dict[str, Any]
 ) -> None:
     raw = raw_message(app, args, kwargs, **options)
@@ -81,7 +81,7 @@ def test_an_ordinary_message_says_the_same_either_way(
     kwargs=st.dictionaries(st.text(), array_values, max_size=3),
     options=options,
 )
-def test_a_message_with_arrays_says_the_same_either_way(
+def test_both_decoders_read_the_same_arrays(
     app: Celery, args: list[Any], kwargs: dict[str, Any], options: dict[str, Any]
 ) -> None:
     raw = raw_message(app, args, kwargs, serializer="batchery", **options)
@@ -121,7 +121,7 @@ def test_a_part_of_a_chord_takes_the_fast_decode(app: Celery, serializer: str, c
     assert call.in_chord == in_chord
 
 
-def test_the_time_of_enqueueing_is_an_ordinary_header(app: Celery) -> None:
+def test_a_call_with_its_time_of_enqueueing_takes_the_fast_decode(app: Celery) -> None:
     call = decode(raw_message(app, [1], {}, headers={"batchery_enqueued_at": 12.5}), ACCEPT)
     assert call is not None
     assert call.headers.batchery_enqueued_at == 12.5
@@ -145,7 +145,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", UNUSUAL.values(), ids=UNUSUAL)
-def test_an_unusual_message_is_left_to_celery(app: Celery, options: dict[str, Any]) -> None:
+def test_a_message_that_is_no_fast_call_is_left_to_celery(app: Celery, options: dict[str, Any]) -> None:
     assert decode(raw_message(app, [1], {}, **options), ACCEPT) is None
     if "serializer" not in options:
         assert decode(raw_message(app, [np.ones(2)], {}, serializer="batchery", **options), ACCEPT) is None

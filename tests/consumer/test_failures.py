@@ -6,10 +6,11 @@ import json
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, uuid
 from celery.exceptions import NotRegistered
 
-from tests.support.apps import BATCHES
+from tests.support.callers import unsettled
+from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
 
@@ -27,6 +28,24 @@ def test_a_bad_item_fails_alone_with_its_own_exception(app: Celery, client: redi
         assert type(caught.value).__name__ == "OddInput"
         assert "OddInput" in result.traceback
     assert json.loads(client.lrange(BATCHES, 0, 0)[0]) == [*range(FULL - 2), "bad", "slot"]
+
+
+QUOTED = ["illegal instruction", "out of memory", "device-side assert", "CUDA error: an illegal memory access"]
+
+
+def test_a_callers_text_that_a_model_quotes_in_its_error_fails_that_call_and_nothing_else(app: Celery) -> None:
+    words = [f"word {number}" for number in range(200)]
+    for place, quoted in zip(range(25, 200, 50), QUOTED, strict=True):
+        words[place] = quoted
+    for word, result in zip(words, app.tasks["quotes"].delay_many(words), strict=True):
+        if word in QUOTED:
+            with pytest.raises(KeyError, match=word):
+                result.get(timeout=WAIT)
+        else:
+            assert result.get(timeout=WAIT) == int(word.split()[1])
+    (figures,) = app.control.broadcast("batching", reply=True, limit=1, timeout=WAIT)
+    (told,) = figures.values()
+    assert told["tasks"]["quotes"]["figures"]["token_ceiling"] is None
 
 
 def test_too_few_outputs_fail_every_job_and_none_waits_for_ever(app: Celery) -> None:
@@ -58,7 +77,7 @@ def test_preprocess_fails_alone(app: Celery) -> None:
         results[1].get(timeout=WAIT)
 
 
-def test_a_model_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery) -> None:
+def test_a_model_that_raises_system_exit_fails_its_job_and_not_the_worker(app: Celery) -> None:
     results = list(app.tasks["leaver"].delay_many(["a", "leave", "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
     with pytest.raises(Exception, match="SystemExit"):
@@ -89,8 +108,33 @@ def test_a_priority_that_is_a_string_is_served_like_any_other(app: Celery, worke
 
 
 @pytest.mark.parametrize("value", ["leave", "leave late"], ids=["preprocess", "postprocess"])
-def test_a_hook_that_leaves_python_fails_its_job_and_not_the_worker(app: Celery, value: str) -> None:
+def test_a_hook_that_raises_system_exit_fails_its_job_and_not_the_worker(app: Celery, value: str) -> None:
     results = list(app.tasks["texts"].delay_many(["a", value, "b"]))
     assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["A!", "B!"]
     with pytest.raises(Exception, match="SystemExit"):
         results[1].get(timeout=WAIT)
+
+
+def test_a_model_that_runs_out_of_memory_fails_its_job_which_is_acknowledged(app: Celery, client: redis.Redis) -> None:
+    results = list(app.tasks["greedy"].delay_many(["a", "too much", "b"]))
+    assert [results[0].get(timeout=WAIT), results[2].get(timeout=WAIT)] == ["a", "b"]
+    with pytest.raises(MemoryError):
+        results[1].get(timeout=WAIT)
+    wait_until(lambda: unsettled(client) == {}, "no message is held any more")
+
+
+def test_a_chord_whose_keys_are_of_another_type_keeps_nobody_else_waiting(app: Celery, client: redis.Redis) -> None:
+    """As in a rolling deploy that changes `result_chord_ordered` while a chord is under way."""
+    echo = app.tasks["echo"]
+    group = uuid()
+    client.set(f"celery-taskset-meta-{group}.j", "no set", ex=600)
+    parts = [
+        echo.apply_async((index,), group_id=group, group_index=index, chord=echo.si("callback")) for index in range(3)
+    ]
+    others = echo.delay_many(range(100))
+    assert others.get(timeout=WAIT) == [*range(100)]
+    for part in parts:
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            part.get(timeout=WAIT)
+    wait_until(lambda: unsettled(client) == {}, "no message is held any more")
+    client.delete(f"celery-taskset-meta-{group}.j")

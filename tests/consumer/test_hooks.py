@@ -13,8 +13,9 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.support.apps import APP, BATCHES, SEEN
+from tests.support.apps import APP
 from tests.support.callers import calling, unsettled
+from tests.support.models import BATCHES, SEEN
 from tests.support.servers import valkey
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
@@ -113,7 +114,7 @@ def services(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             conf = {"result_extended": True} if name == "extended" else {}
             url = f"{own}/{number}"
             env = {"REDIS_URL": url, "RESULTS_URL": backend, "CONF": json.dumps(conf)}
-            # Signals that leave a job ordinary; the short lease shows what is not settled and runs again.
+            # Signals that leave a call fast; the short lease shows what is not settled and runs again.
             env |= {"SIGNALS": '["task_received"]', "OPTIONS": '{"lease_s": 1.0}'}
             worker = Worker(APP, args=(), env=env)
             stack.callback(worker.close)

@@ -98,7 +98,7 @@ def test_deep_nesting_is_left_to_celery(app: Celery) -> None:
 
 
 @given(data=st.data())
-def test_a_mutated_message_is_left_to_celery_or_says_the_same_either_way(app: Celery, data: st.DataObject) -> None:
+def test_a_mutated_message_is_left_to_celery_or_read_as_celery_reads_it(app: Celery, data: st.DataObject) -> None:
     raw = raw_message(app, [np.arange(3.0), "text", b"raw"], {"mask": torch.ones(2)}, serializer="batchery")
     if data.draw(st.booleans()):  # within the body, which base64 would hide from most mutations
         envelope = kombu_json.loads(raw)

@@ -12,9 +12,9 @@ import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from tests.support.apps import BATCHES, SEEN
 from tests.support.callers import held_back, unsettled
 from tests.support.gates import Gate
+from tests.support.models import BATCHES, SEEN
 from tests.support.waiting import wait_until
 
 WAIT = 15.0

@@ -92,7 +92,7 @@ def test_inspect_lists_tasks_and_queues(app: Celery) -> None:
     assert ask(app, "conf")["task_default_queue"] == "celery"
 
 
-def test_inspect_report_is_short_of_nothing(app: Celery) -> None:
+def test_other_inspect_commands_answer_too(app: Celery) -> None:
     assert "ok" in ask(app, "report")
     assert ask(app, "revoked") is not None
     assert "clock" in ask(app, "clock")
@@ -172,7 +172,7 @@ def camera_on(app: Celery, worker: Worker) -> Iterator[tuple[Camera, Watch]]:
             yield camera, watch
 
 
-def test_events_tell_each_job_once(app: Celery, worker: Worker) -> None:
+def test_each_event_of_a_job_is_sent_once(app: Celery, worker: Worker) -> None:
     good, bad = range(160), 40
     with camera_on(app, worker) as (camera, watch):
         calls = [(index, 1) for index in good] + [("bad", index) for index in range(bad)]
@@ -209,7 +209,7 @@ def test_events_tell_each_job_once(app: Celery, worker: Worker) -> None:
         assert "OddInput" in camera.state.tasks[results[-1].id].exception
 
 
-def test_events_of_jobs_that_went_celerys_way_are_told_once_too(app: Celery, worker: Worker) -> None:
+def test_each_event_of_a_job_on_the_celery_bridge_is_sent_once(app: Celery, worker: Worker) -> None:
     with camera_on(app, worker) as (camera, watch):
         results = [app.tasks["add"].apply_async((index, 1), link=app.tasks["echo"].s()) for index in range(20)]
         retried = app.tasks["flaky"].delay("flaky-events")
@@ -223,7 +223,7 @@ def test_events_of_jobs_that_went_celerys_way_are_told_once_too(app: Celery, wor
         assert camera.of_task("task-succeeded")[retried.id] == 1
 
 
-def test_a_revoked_job_is_told(app: Celery, worker: Worker, gate: Gate) -> None:
+def test_a_revoked_job_has_its_event(app: Celery, worker: Worker, gate: Gate) -> None:
     with camera_on(app, worker) as (camera, watch):
         running = app.tasks["gated"].delay(gate.path, 0)
         gate.wait_for_model()

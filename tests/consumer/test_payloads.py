@@ -65,7 +65,7 @@ def test_bytes_and_kombus_own_types_come_back_beside_arrays(app: Celery) -> None
     assert (text, raw) == ("text", b"\0\xff")
 
 
-def test_a_service_that_has_no_code_of_ours_but_the_serializer_calls_by_name(app: Celery, server: str) -> None:
+def test_a_service_with_nothing_but_our_serializer_calls_by_name(app: Celery, server: str) -> None:
     with Celery(broker=server, backend=server, set_as_current=False) as service:
         service.conf.update(ARRAYS, task_serializer="batchery")
         result = service.send_task("double", kwargs={"arrays": VECTOR})
@@ -74,7 +74,7 @@ def test_a_service_that_has_no_code_of_ours_but_the_serializer_calls_by_name(app
         service.backend.client.close()
 
 
-def test_plain_tasks_in_celerys_own_hands_carry_arrays_too(app: Celery) -> None:
+def test_plain_tasks_carry_arrays_too(app: Celery) -> None:
     assert same(VECTOR, app.tasks["carry"].delay(VECTOR).get(timeout=WAIT))
 
 
@@ -91,7 +91,7 @@ def test_callers_that_send_json_are_served_by_the_same_worker(app: Celery) -> No
     assert result.get(timeout=WAIT) == 42
 
 
-def test_an_error_is_an_error_with_this_serializer_too(app: Celery) -> None:
+def test_a_failed_call_raises_its_error_with_this_serializer_too(app: Celery) -> None:
     with pytest.raises(Exception, match="bad"):
         app.tasks["add"].apply_async(("bad", VECTOR), serializer="batchery").get(timeout=WAIT)
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: no task's backlog keeps the queues of another from being claimed."""
+"""Which queues are claimed from: no task's backlog keeps the queues of another from being claimed."""
 
 from __future__ import annotations
 
@@ -14,73 +14,73 @@ A, B = Queue("for-a"), Queue("for-b")
 MANY = 10**9
 
 
-def rooms(**jobs: int) -> dict[str, Capacity]:
+def capacity(**jobs: int) -> dict[str, Capacity]:
     return {task: Capacity(count, MANY) for task, count in jobs.items()}
 
 
-def names(turn: Selection) -> set[str]:
-    return {queue.name for queue in turn.queues}
+def names(selection: Selection) -> set[str]:
+    return {queue.name for queue in selection.queues}
 
 
 def learned() -> QueueSelector:
-    """Knows that `A` brings a, and `B` b."""
-    turns = QueueSelector()
-    turns.learn([("for-a", "a"), ("for-b", "b"), ("for-a", "a")])
-    return turns
+    """Knows that `A` delivers a, and `B` delivers b."""
+    selector = QueueSelector()
+    selector.learn([("for-a", "a"), ("for-b", "b"), ("for-a", "a")])
+    return selector
 
 
 def test_each_queue_is_claimed_from_first_in_its_turn() -> None:
-    turns = learned()
-    first = [turns.next([A, B], rooms(a=5, b=5), MANY).queues[0] for _ in range(4)]
+    selector = learned()
+    first = [selector.next([A, B], capacity(a=5, b=5), MANY).queues[0] for _ in range(4)]
     assert sorted(queue.name for queue in first) == ["for-a", "for-a", "for-b", "for-b"]
     assert first[0] != first[1]
 
 
-def test_a_queue_whose_task_has_no_room_is_left_out() -> None:
-    turn = learned().next([A, B], rooms(b=5), MANY)
-    assert turn == Selection([B], [5], MANY, left_out=True)
+def test_a_queue_whose_task_has_no_capacity_is_left_out() -> None:
+    selection = learned().next([A, B], capacity(b=5), MANY)
+    assert selection == Selection([B], [5], MANY, left_out=True)
 
 
-def test_with_room_for_all_no_queue_is_left_out_and_each_gets_its_own_tasks_room() -> None:
-    turn = learned().next([A, B], rooms(a=300, b=5), MANY)
-    assert dict(zip(turn.queues, turn.limits, strict=True)) == {A: 300, B: 5}
-    assert not turn.left_out
+def test_each_queue_gets_its_tasks_capacity() -> None:
+    selection = learned().next([A, B], capacity(a=300, b=5), MANY)
+    assert dict(zip(selection.queues, selection.limits, strict=True)) == {A: 300, B: 5}
+    assert not selection.left_out
 
 
-def test_a_queue_that_brings_several_tasks_gets_the_least_of_their_rooms() -> None:
-    turns = QueueSelector()
-    turns.learn([("for-a", "a"), ("for-a", "b")])
-    assert turns.next([A], rooms(a=300, b=5), MANY).limits == [5]
-    assert turns.next([A], rooms(a=300), MANY).queues == []
+def test_a_queue_that_delivers_several_tasks_gets_the_least_of_their_capacities() -> None:
+    selector = QueueSelector()
+    selector.learn([("for-a", "a"), ("for-a", "b")])
+    assert selector.next([A], capacity(a=300, b=5), MANY).limits == [5]
+    assert selector.next([A], capacity(a=300), MANY).queues == []
 
 
-def test_queues_that_bring_the_same_task_have_a_part_of_its_room_each() -> None:
-    turns = QueueSelector()
-    turns.learn([("for-a", "a"), ("for-b", "a")])
-    assert turns.next([A, B], rooms(a=301), MANY).limits == [151, 151]
+def test_queues_that_deliver_the_same_task_get_an_equal_part_of_its_capacity() -> None:
+    selector = QueueSelector()
+    selector.learn([("for-a", "a"), ("for-b", "a")])
+    assert selector.next([A, B], capacity(a=301), MANY).limits == [151, 151]
 
 
-def test_a_queue_that_has_brought_nothing_yet_is_tried_even_if_some_task_is_full() -> None:
-    turns = QueueSelector()
-    turns.learn([("for-a", "a")])
-    turn = turns.next([A, B], rooms(b=300, c=5), MANY)
-    assert (turn.queues, turn.limits) == ([B], [5])
-    assert turns.next([A, B], {}, MANY).queues == []
+def test_an_unknown_queue_is_tried_even_if_some_task_is_full() -> None:
+    selector = QueueSelector()
+    selector.learn([("for-a", "a")])
+    selection = selector.next([A, B], capacity(b=300, c=5), MANY)
+    assert (selection.queues, selection.limits) == ([B], [5])
+    assert selector.next([A, B], {}, MANY).queues == []
 
 
-def test_what_a_queue_brought_last_is_what_counts() -> None:
-    turns = learned()
-    turns.learn([("for-b", "a")])
-    assert names(turns.next([A, B], rooms(b=5), MANY)) == set()
-    turns.learn([("for-b", "b")])
-    assert names(turns.next([A, B], rooms(b=5), MANY)) == {"for-b"}
+def test_the_last_claim_from_a_queue_tells_what_it_delivers() -> None:
+    selector = learned()
+    selector.learn([("for-b", "a")])
+    assert names(selector.next([A, B], capacity(b=5), MANY)) == set()
+    selector.learn([("for-b", "b")])
+    assert names(selector.next([A, B], capacity(b=5), MANY)) == {"for-b"}
 
 
-def test_a_claim_takes_no_more_bytes_than_the_least_room_of_those_it_may_bring() -> None:
-    room = {"a": Capacity(10, 1000), "b": Capacity(10, 300), CELERY: Capacity(10, 5)}
-    assert learned().next([A, B], room, 800).max_bytes == 300
-    assert learned().next([A], room, 800).max_bytes == 800
-    assert learned().next([A], room, MANY).max_bytes == 1000
+def test_a_claim_takes_no_more_bytes_than_the_least_capacity_of_its_tasks() -> None:
+    free = {"a": Capacity(10, 1000), "b": Capacity(10, 300), CELERY: Capacity(10, 5)}
+    assert learned().next([A, B], free, 800).max_bytes == 300
+    assert learned().next([A], free, 800).max_bytes == 800
+    assert learned().next([A], free, MANY).max_bytes == 1000
 
 
 @given(
@@ -88,23 +88,21 @@ def test_a_claim_takes_no_more_bytes_than_the_least_room_of_those_it_may_bring()
     st.lists(st.sampled_from("abc"), min_size=1, max_size=400),
     st.integers(1, 40),
 )
-def test_whatever_queues_bring_all_of_it_is_claimed_and_little_more_than_there_is_room_for(
-    one: list[str], other: list[str], most: int
-) -> None:
-    """Jobs leave one by one, the oldest first: so every task gets on as long as what it brings is claimed."""
-    turns, waiting, held = QueueSelector(), {"for-a": one[::-1], "for-b": other[::-1]}, list[str]()
+def test_everything_is_claimed_and_no_capacity_is_exceeded_by_much(one: list[str], other: list[str], most: int) -> None:
+    """Jobs leave one by one, the oldest first, so that every task progresses as long as its queue is claimed from."""
+    selector, waiting, held = QueueSelector(), {"for-a": one[::-1], "for-b": other[::-1]}, list[str]()
 
     def free() -> Mapping[str, Capacity]:
         left = {task: most - held.count(task) for task in "abc"}
-        return rooms(**{task: count for task, count in left.items() if count > 0})
+        return capacity(**{task: count for task, count in left.items() if count > 0})
 
     while any(waiting.values()) or held:
-        turn = turns.next([A, B], free(), MANY)
+        selection = selector.next([A, B], free(), MANY)
         claimed = []
-        for queue, limit in zip(turn.queues, turn.limits, strict=True):
+        for queue, limit in zip(selection.queues, selection.limits, strict=True):
             line = waiting[queue.name]
             claimed += [(queue.name, line.pop()) for _ in range(min(limit, len(line)))]
-        turns.learn(claimed)
+        selector.learn(claimed)
         held += [task for _, task in claimed]
         assert all(held.count(task) <= 3 * most + 1 for task in "abc")
         assert held or not any(waiting.values()), "something waits, nothing is held and nothing was claimed"

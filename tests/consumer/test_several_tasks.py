@@ -10,9 +10,9 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.support.apps import BATCHES
 from tests.support.callers import options, unsettled
 from tests.support.gates import Gate
+from tests.support.models import BATCHES
 from tests.support.waiting import wait_until
 
 WAIT = 30.0
@@ -40,7 +40,7 @@ def batches(client: redis.Redis) -> list[Any]:
     return [json.loads(batch) for batch in client.lrange(BATCHES, 0, -1)]
 
 
-def test_a_flood_in_one_queue_lets_the_first_job_of_another_in_at_once_and_wait_for_its_look_ahead_only(
+def test_a_flood_in_one_queue_holds_up_the_first_job_of_another_by_its_look_ahead_only(
     app: Celery, client: redis.Redis, gate: Gate
 ) -> None:
     flood = app.tasks["gated"].delay_many([(gate.path, index) for index in range(100)])
@@ -55,9 +55,7 @@ def test_a_flood_in_one_queue_lets_the_first_job_of_another_in_at_once_and_wait_
     assert batches(client).index(["late"]) <= MOST_HELD / BATCH
 
 
-def test_in_one_queue_a_flood_holds_up_what_stands_behind_it_and_no_more(
-    app: Celery, client: redis.Redis, gate: Gate
-) -> None:
+def test_a_flood_holds_up_a_job_behind_it_by_no_more_than_itself(app: Celery, client: redis.Redis, gate: Gate) -> None:
     """First come, first served: and not what comes behind, however much there is room for."""
     before = app.tasks["gated"].delay_many([(gate.path, index) for index in range(100)])
     gate.wait_for_model()

@@ -50,7 +50,7 @@ def test_a_forked_pool_that_the_app_asks_for_is_refused(start_raw: StartRaw) -> 
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_pool_that_can_work_does(start: StartWorker, caller: Celery, pool: str) -> None:
+def test_a_worker_serves_in_each_pool_that_can_work(start: StartWorker, caller: Celery, pool: str) -> None:
     start(args=["-P", pool])
     assert caller.tasks["echo"].delay(1).get(timeout=15) == 1
     assert caller.tasks["plain"].delay(2).get(timeout=15) == 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from batchery.worker.engine.settler import NotStored
 
 from tests.support.fakes import (
     DEADLINE_S,
     FakeModel,
     FakePorts,
     Gate,
+    Held,
     Jobs,
     StartEngine,
     ids,
@@ -107,3 +109,16 @@ def test_the_device_goes_on_when_results_are_stored(start: StartEngine, ports: F
     gate.open()
     ports.wait_for_outcomes(200)
     assert ports.answers() == {f"double-{n}": 2 * n for n in range(200)}
+
+
+def test_an_outcome_that_the_sink_refuses_fails_alone(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    held = Held()
+    ports.refuses = lambda outcome: outcome.value == 6
+    start(FakeModel(predict=held, max_batch_size=8))
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    held.gate.open()
+    ports.wait_for(lambda: set(ports.answers()) == {f"double-{n}" for n in range(1, 6)}, "all are answered")
+    answers = ports.answers()
+    assert isinstance(answers.pop("double-3"), NotStored)
+    assert answers == {f"double-{n}": 2 * n for n in (1, 2, 4, 5)}
+    assert ports.broken_by == []

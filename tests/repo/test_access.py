@@ -1,4 +1,4 @@
-"""The access rules of docs/deploy.md: what they allow suffices, over TLS, and what they forbid is refused."""
+"""The access rules of docs/deploy.md: they allow all that is needed, also over TLS, and they forbid the rest."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ print(repr(fail.delay(10).get(timeout=30, propagate=False)))
 
 
 class Site(NamedTuple):
-    """A server with access rules: its URL without credentials, and the same behind TLS (it is built without)."""
+    """A server with access rules: its URL without credentials, and the port of a proxy that speaks TLS for it."""
 
     url: str
     tls_port: int
@@ -86,7 +86,7 @@ def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*command.split(), *subject], check=True, capture_output=True)
-    # Options of its own, so that it is never a server that somebody lent us.
+    # With an option, `valkey` starts a server of its own even where REDIS_URL is set.
     with valkey(save="") as url, tls(urlsplit(url).port or 0, certificate, key) as port:
         with redis.Redis.from_url(url) as client:
             for user, *rules in reversed(access_rules(root)):
@@ -100,7 +100,7 @@ def access_rules(root: Path) -> list[list[str]]:
     return [line.split()[1:] for line in block.text.splitlines()]
 
 
-def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
+def test_producers_and_workers_may_do_all_they_need_over_tls(site: Site, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "calls.py").write_text(CALLS)
     gate = Gate(tmp_path / "gate")
@@ -119,7 +119,7 @@ def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: 
         called = finished(["python", "calls.py"], folder=tmp_path, env=env("producer"))
         assert called.stdout.splitlines() == ["1", "[2, 3]", "[4, 5]", "[6, 7]", "8", "9", "KeyError(10)"]
 
-        # What a worker that stops gives back, the other one takes.
+        # One worker stops and gives back its messages, and the other one takes them.
         send = f"from tasks import gated; gated.delay_many([{gate.path!r}] * 8, ignore_result=True)"
         assert finished(["python", "-c", send], folder=tmp_path, env=env("producer")).returncode == 0
         gate.wait_for_model()
@@ -148,6 +148,6 @@ def test_producer_and_workers_have_all_they_need_over_tls(site: Site, tmp_path: 
         ("default", ["PING"]),
     ],
 )
-def test_what_neither_of_them_needs_is_refused(site: Site, user: str, command: list[str]) -> None:
+def test_a_command_that_a_user_does_not_need_is_refused(site: Site, user: str, command: list[str]) -> None:
     with site.client(user) as client, pytest.raises((redis.exceptions.NoPermissionError, redis.AuthenticationError)):
         client.execute_command(*command)

@@ -56,7 +56,9 @@ def manifests(root: Path) -> dict[str, dict[str, Any]]:
 # --- Compose ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_what_the_compose_specification_says(compose: dict[str, Any], schema: Draft201909Validator) -> None:
+def test_the_compose_file_follows_the_compose_specification(
+    compose: dict[str, Any], schema: Draft201909Validator
+) -> None:
     schema.validate(compose)
 
 
@@ -74,7 +76,7 @@ def test_the_specification_finds_a_mistake(schema: Draft201909Validator, mistake
         schema.validate({"services": {"valkey": {"image": "valkey", **mistake}}})
 
 
-def test_every_service_that_is_waited_for_exists_and_tells_its_health(services: Services) -> None:
+def test_every_service_that_another_one_waits_for_has_a_health_check(services: Services) -> None:
     waited_for = [
         (name, condition["condition"])
         for service in services.values()
@@ -141,7 +143,7 @@ def test_worker_health_check_and_producer_run_with_their_commands(
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_dockerfile_copies_what_is_there_and_every_packaged_folder(root: Path) -> None:
+def test_the_dockerfile_copies_every_packaged_folder_and_nothing_that_is_missing(root: Path) -> None:
     copied: set[str] = set()
     for line in (root / "Dockerfile").read_text().splitlines():
         if line.startswith("COPY ") and "--from" not in line:
@@ -150,20 +152,20 @@ def test_the_dockerfile_copies_what_is_there_and_every_packaged_folder(root: Pat
     assert [source for source in sorted(copied) if not (root / source).exists()] == []
 
 
-def test_only_the_worker_has_torch_and_nothing_runs_as_root(stages: dict[str, str]) -> None:
+def test_only_the_worker_image_has_torch_and_no_image_runs_as_root(stages: dict[str, str]) -> None:
     assert [name for name, text in stages.items() if "install torch" in text] == ["worker"]
     for name in set(stages) - {"build"}:
         assert re.findall(r"^USER (\w+)", stages[name], flags=re.MULTILINE)[-1] == "batchery"
 
 
-def test_a_plain_build_makes_the_worker(stages: dict[str, str]) -> None:
+def test_a_build_without_a_target_makes_the_worker_image(stages: dict[str, str]) -> None:
     assert list(stages)[-1] == "worker"
 
 
 # --- Kubernetes -------------------------------------------------------------------------------------------------------
 
 
-def test_the_scaler_reads_the_keys_where_calls_wait_and_are_held(manifests: dict[str, dict[str, Any]]) -> None:
+def test_the_scaler_reads_the_keys_of_waiting_and_of_claimed_calls(manifests: dict[str, dict[str, Any]]) -> None:
     spec = manifests["ScaledObject"]["spec"]
     keys = {trigger["name"]: trigger["metadata"]["listName"] for trigger in spec["triggers"]}
     queue = Queue("celery")

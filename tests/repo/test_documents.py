@@ -1,4 +1,4 @@
-"""What the documents promise about themselves."""
+"""The documents: their code runs, their links lead somewhere, and they list what they must."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from tests.support.pages import Page, blocks
 from tests.support.paths import ROOT
 
-#: In the package's own name: batchery[torch] is how one extra contains another.
+#: One extra contains another as batchery[torch], which is no dependency.
 ITSELF = "batchery"
 
 
@@ -57,7 +57,7 @@ PAGES = [document for document in documents(ROOT) if blocks(document.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_what_a_document_shows_works(page: Path, redis_url: str, root: Path) -> None:
+def test_the_code_that_a_document_shows_runs(page: Path, redis_url: str, root: Path) -> None:
     broker = {"CELERY_BROKER_URL": redis_url, "CELERY_RESULT_BACKEND": redis_url}
     command = [sys.executable, "-m", "tests.support.pages", str(page)]
     ran = subprocess.run(
@@ -87,20 +87,20 @@ def test_what_a_document_shows_works(page: Path, redis_url: str, root: Path) -> 
         ("```pyton\nprint(1)\n```\n", "what is a block of 'pyton'"),
     ],
 )
-def test_what_does_not_work_in_a_document_is_found(tmp_path: Path, page: str, error: str) -> None:
+def test_a_mistake_in_a_document_is_found(tmp_path: Path, page: str, error: str) -> None:
     path = tmp_path / "page.md"
     path.write_text(page)
     with pytest.raises(Exception, match=re.escape(error)):
         Page(path, tmp_path, "redis://127.0.0.1:1/0").run()
 
 
-def test_every_fence_of_a_document_says_what_it_holds() -> None:
+def test_every_code_block_of_a_document_names_its_language() -> None:
     unsaid = [page.name for page in documents(ROOT) if re.search(r"^```\n(?=.)", fences(page), flags=re.MULTILINE)]
     assert unsaid == []
 
 
 def fences(page: Path) -> str:
-    """A page without its blocks: a fence that is left over opens one of no language."""
+    """A page without its blocks. A fence that is left over opens a block without a language."""
     return re.sub(r"^```[^\n`]+\n.*?^```$\n?", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -114,7 +114,7 @@ def test_links_between_documents_lead_somewhere(root: Path) -> None:
     assert dead == []
 
 
-def test_the_changelog_has_a_place_for_what_comes_next(root: Path) -> None:
+def test_the_changelog_has_a_section_for_the_next_release(root: Path) -> None:
     assert "\n## [Unreleased]\n" in (root / "CHANGELOG.md").read_text()
 
 
@@ -123,6 +123,11 @@ def test_contributing_says_what_every_dependency_is_for(root: Path) -> None:
     explained = {canonicalize_name(name) for name in re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)}
     # celery-batches is in no extra: its metadata forbids Celery 5.7.
     assert explained == set(requirements(root)) | {"celery-batches"}
+
+
+def test_contributing_states_the_floor_of_coverage(root: Path) -> None:
+    floor = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["coverage"]["report"]["fail_under"]
+    assert f"less than {floor} %" in (root / "CONTRIBUTING.md").read_text()
 
 
 def test_every_dependency_is_pinned_within_the_range_we_promise(root: Path) -> None:

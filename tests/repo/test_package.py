@@ -1,4 +1,4 @@
-"""What a user installs."""
+"""The wheel that a user installs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.paths import PACKAGE_FOLDERS
 
 PACKAGED = {".py", ".lua", ".toml"}
 
-# A producer's whole life, beside files that have the names of our folders.
+# All that a producer does, beside files that have the names of our folders.
 PRODUCER = """
 import importlib.util, sys
 
@@ -56,7 +56,7 @@ def test_the_wheel_carries_its_license(wheel: Path) -> None:
         assert b"Apache License" in archive.read(license_)
 
 
-# kombu comes first, and asks for entry points while it is half imported.
+# kombu is imported first, and loads entry points before its own import has ended.
 KOMBU_FIRST = """
 import sys
 from kombu import serialization
@@ -79,7 +79,7 @@ def run(installed: Path, *arguments: str, folder: Path) -> str:
     ).stdout
 
 
-def test_kombu_knows_the_serializer_where_nothing_of_ours_is_imported(installed: Path, tmp_path: Path) -> None:
+def test_kombu_knows_the_serializer_before_batchery_is_imported(installed: Path, tmp_path: Path) -> None:
     assert run(installed, "-c", KOMBU_FIRST, folder=tmp_path) == "[array([1., 1.])]\n"
 
 
@@ -90,7 +90,7 @@ def test_a_service_without_torch_can_define_and_call_batch_tasks(installed: Path
     assert run(installed, "calls.py", folder=tmp_path) == "fine\n"
 
 
-def test_importing_batchery_leaves_torch_alone_even_where_it_is_installed() -> None:
+def test_importing_batchery_imports_no_torch_even_where_it_is_installed() -> None:
     check = "import sys, batchery, batchery.producer; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", check], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert ran.stdout == "False\n"

@@ -15,7 +15,7 @@ from batchery.worker.engine import Capacity, Engine, EngineState
 #: A fixture's function that starts an engine for one test.
 StartEngine = Callable[..., Engine]
 
-#: Seconds after which whatever a test waits for counts as never coming.
+#: Seconds after which a test gives up waiting.
 DEADLINE_S = 20.0
 
 
@@ -34,6 +34,8 @@ class FakePorts:
         self.broken_by: list[Exception] = []
         #: Ids of jobs that nobody wants any more.
         self.unwanted: set[str] = set()
+        #: Outcomes that `settle` refuses, each time.
+        self.refuses: Callable[[Outcome], bool] = lambda outcome: False
         #: Raised by the method of that name, once.
         self.failing: dict[str, BaseException] = {}
         #: Every claim lasts until this is set, even if it is interrupted.
@@ -105,6 +107,8 @@ class FakePorts:
             self.changed.notify_all()
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
+        if any(outcome.error is None and self.refuses(outcome) for outcome in outcomes):
+            raise ValueError("one of these cannot be stored")
         with self.changed:
             self.settlements += 1
             self.outcomes += outcomes
@@ -129,7 +133,7 @@ class FakePorts:
 
 
 class Gate:
-    """Holds up whoever passes through, until the test opens it."""
+    """Holds up every thread that passes through, until the test opens it."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -140,14 +144,14 @@ class Gate:
         assert self._open.wait(DEADLINE_S), "the test never opened the gate"
 
     def wait_until_reached(self) -> None:
-        assert self._reached.wait(DEADLINE_S), "nobody came to the gate"
+        assert self._reached.wait(DEADLINE_S), "no thread came to the gate"
 
     def open(self) -> None:
         self._open.set()
 
 
 class Held:
-    """A `predict` that holds up every batch at its gate, and writes down what it was given."""
+    """A `predict` that writes down every batch and holds it up at its gate."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -171,6 +175,7 @@ class FakeModel:
         postprocess: Callable[[Any], Any] = lambda output: output,
         length: Callable[[Any], Any] | None = None,
         batcher: Batcher | None = None,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
         self.name = name
@@ -182,6 +187,7 @@ class FakeModel:
         self.counts_as_batcher = length is None
         self.examples: list[Any] = []
         self.loads = 0
+        self.device = device
         self.predict = predict or _double
         self.postprocess = postprocess
         self._preprocess = preprocess
@@ -189,7 +195,7 @@ class FakeModel:
 
     def ensure_loaded(self, device: str = "auto") -> str:
         self.loads += 1
-        return "cpu"
+        return self.device
 
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         if self._preprocess is None:

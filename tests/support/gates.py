@@ -9,7 +9,7 @@ from tests.support.waiting import wait_until
 
 
 class Gate:
-    """A FIFO that holds every model which was sent its path, until it is opened."""
+    """A FIFO that holds every model to which its path was sent, until it is opened."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -23,7 +23,7 @@ class Gate:
     def open(self) -> None:
         """Let all pass, now and later."""
         if os.path.exists(self.path):
-            # Whoever is about to wait for a writer finds this one; whoever comes later finds no gate.
+            # A model that is about to wait finds this writer, and a later model finds no gate.
             self._writers.append(os.open(self.path, os.O_RDWR))
             os.unlink(self.path)
         while self._writers:
@@ -32,5 +32,5 @@ class Gate:
     def _enter(self) -> int:
         try:
             return os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads
+        except OSError:  # no model reads
             return 0

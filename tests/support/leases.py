@@ -26,7 +26,7 @@ def client_of(url: str, **parameters: Any) -> redis.Redis:
 
 
 def message(label: object, priority: int = 0, queue: str = "work", **delivery_info: Any) -> bytes:
-    """A message as kombu writes it; `label` is what it carries."""
+    """A message as kombu writes it, whose only argument is `label`."""
     body = json.dumps([[label], {}, {}]).encode()
     info = {"exchange": "", "routing_key": queue, **delivery_info}
     return any_message(
@@ -41,7 +41,7 @@ def message(label: object, priority: int = 0, queue: str = "work", **delivery_in
 
 
 def label_of(raw: bytes) -> Any:
-    """What a message carries."""
+    """The label that a message carries."""
     return json.loads(base64.b64decode(json.loads(raw)["body"]))[0][0]
 
 

@@ -17,7 +17,7 @@ from batchery.worker import health
 
 from tests.support.waiting import wait_until
 
-#: What a reader's shell finds on its path, and where it is here.
+#: The programs that a reader's shell finds on its path, and where they are here.
 PROGRAMS = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}
 
 
@@ -55,7 +55,7 @@ def finished(
 
 @contextmanager
 def running(command: Sequence[str], *, folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
-    """A command that does not end by itself; stopped as an orchestrator does it, with SIGTERM."""
+    """Run a command that does not end by itself, and stop it with SIGTERM, as an orchestrator does."""
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
             here(command),

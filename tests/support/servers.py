@@ -111,7 +111,7 @@ def _borrowed_database(url: str) -> Iterator[str]:
         try:
             yield url
         finally:
-            client.flushdb()  # it was empty when we came: what it holds is ours
+            client.flushdb()  # it was empty before, so that all it holds is ours
 
 
 def _valkey_binary() -> str:

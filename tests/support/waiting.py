@@ -16,7 +16,7 @@ class ServiceError(RuntimeError):
 
 
 def wait_until(predicate: Callable[[], T], description: str, timeout: float = 30.0) -> T:
-    """Ask `predicate` every 10 ms until it is true, and return what it said; `TimeoutError` after `timeout` seconds."""
+    """Ask `predicate` every 10 ms until it is true, and return its answer; `TimeoutError` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := predicate()):
         if time.monotonic() > deadline:

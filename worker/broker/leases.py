@@ -99,10 +99,9 @@ class Leases:
             self._unacknowledged_claims.append((queues, seqs))
             raise
         with self._lock:
-            for claim in claims:
-                self._held[claim.tag] = claim
-                self._held_of[claim.queue.name] += 1
-                self.held_bytes += len(claim.message)
+            self._held.update({claim.tag: claim for claim in claims})
+            self._held_of.update([claim.queue.name for claim in claims])
+            self.held_bytes += sum([len(claim.message) for claim in claims])
         return claims
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
@@ -185,10 +184,10 @@ def _taken(buffer: deque[T]) -> Iterator[list[T]]:
         raise
 
 
-def _by_queue(items: Iterable[T], queue_name: Callable[[T], str]) -> Iterable[list[T]]:
+def _by_queue(items: Sequence[T], queue_name: Callable[[T], str]) -> Iterable[list[T]]:
     groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(queue_name(item), []).append(item)
+    for name, item in zip(map(queue_name, items), items, strict=True):
+        groups.setdefault(name, []).append(item)
     return groups.values()
 
 

@@ -1,4 +1,4 @@
-"""Tries again what Redis refused, because it is away, full or read-only."""
+"""Tries again what Redis refused, because it is away, full or read-only; and tells this from what it always refuses."""
 
 import logging
 import threading
@@ -17,6 +17,19 @@ T = TypeVar("T")
 _BACKOFF = ExponentialBackoff(cap=tuning.RETRY_LONGEST_PAUSE_S, base=tuning.RETRY_FIRST_PAUSE_S)
 
 
+#: Beginnings of the answers of a server in a passing state: full, a replica, loading, busy, or without its master.
+_TRANSIENT = ("OOM", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "TRYAGAIN", "CLUSTERDOWN")
+
+
+def is_transient(error: redis.RedisError) -> bool:
+    """Whether the same command may succeed later: after lost connections, time-outs and some answers of a server."""
+    if not isinstance(error, redis.ResponseError):
+        return True
+    # redis-py takes the first word off where it has a class for it, and scripts put their own words before it.
+    words = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError, redis.exceptions.TryAgainError)
+    return isinstance(error, words) or str(error).startswith(_TRANSIENT)
+
+
 class RedisRetry:
     """Repeats actions on Redis. Any thread. redis-py's `Retry` would sleep: here `stop` ends every pause at once."""
 
@@ -29,14 +42,15 @@ class RedisRetry:
 
     def until_stopped(self, action: Callable[[], T]) -> T | None:
         """Return the result of `action`, repeated while Redis fails; None if `stop` was called before."""
-        failures = 0
-        while True:
-            try:
-                return action()
-            except redis.RedisError as exc:
-                if self._pause(exc, failures):
-                    return None
-            failures += 1
+        return self._repeat(action, lambda _: True)
+
+    def while_transient(self, action: Callable[[], T]) -> T | None:
+        """Return the result of `action`, repeated while Redis fails for a time; None if `stop` was called before.
+
+        Raises:
+            redis.ResponseError: the server refuses the command itself, and would refuse it again.
+        """
+        return self._repeat(action, is_transient)
 
     def once(self, action: Callable[[], T]) -> T | None:
         """Return the result of `action`; if Redis fails, None after a pause, so that a caller's loop does not spin."""
@@ -45,6 +59,18 @@ class RedisRetry:
         except redis.RedisError as exc:
             self._pause(exc, 0)
             return None
+
+    def _repeat(self, action: Callable[[], T], may_pass: Callable[[redis.RedisError], bool]) -> T | None:
+        failures = 0
+        while True:
+            try:
+                return action()
+            except redis.RedisError as exc:
+                if not may_pass(exc):
+                    raise
+                if self._pause(exc, failures):
+                    return None
+            failures += 1
 
     def _pause(self, error: Exception, failures: int) -> bool:
         pause_s = _BACKOFF.compute(failures)

@@ -63,7 +63,7 @@ class ArrivalWatcher:
             return
         key = self._wake_key
         commands: list[tuple[Any, ...]] = [("DEL", key + ":watcher")] if watched else []
-        commands += [("LPUSH", key, 1), ("LTRIM", key, 0, 0), ("EXPIRE", key, 10)]
+        commands += [("LPUSH", key, 1), ("LTRIM", key, 0, 0), ("EXPIRE", key, tuning.WAKE_TOKEN_EXPIRES_S)]
         try:
             self._commands.send_packed_command(self._commands.pack_commands(commands))
             self._unread += len(commands)

@@ -38,9 +38,6 @@ from .setup import configuration_of
 
 logger = logging.getLogger(__name__)
 
-#: Python's own first threshold, up to 3.13.
-_DEFAULT_GC_THRESHOLD = 700
-
 
 class Batching(bootsteps.StartStopStep):
     """Adds the engine's statistics to `inspect stats`, where Flower shows them too."""
@@ -72,19 +69,17 @@ class BatchConsumer(Consumer):
             self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
-        self.batch_tasks = self.settings.tasks
-        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.batch_tasks) or "none")
+        names = ", ".join(self.settings.tasks) or "none"
+        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, names)
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
-    # -- Where Celery's requests go ----------------------------------------------------------------------------------
-
     def _on_task_request(self, request: Request) -> None:
         name = request.task.name
-        if name in self.batch_tasks:
+        if name in self.settings.tasks:
             self._bridge.take(request)
         elif name in self.settings.unserved:
             self._bridge.leave_to_others(request)
@@ -111,15 +106,13 @@ class BatchConsumer(Consumer):
         p(*args, **kwargs)
         return p
 
-    # -- Life --------------------------------------------------------------------------------------------------------
-
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
         """Return Celery's handler; the first time, load the models and start the engine."""
         self.handle_message = super().create_task_handler(*args, **kwargs)
         if self.engine is None:
             self._start_engine()
         else:
-            self._hub_calls.restart()
+            self._hub_calls.tick()
         return self.handle_message
 
     def on_close(self) -> None:
@@ -150,21 +143,15 @@ class BatchConsumer(Consumer):
         self.engine = None
 
     def _start_engine(self) -> None:
-        options, tasks = self.settings.worker, self.batch_tasks
+        options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
         client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
-        self._hub_calls = HubCalls(self.hub)
+        hub = self._hub_calls = HubCalls(self.hub)
         state = EngineState(tasks, options)
         context = WorkerContext(
-            consumer=self,
-            tasks=tasks,
-            options=options,
-            leases=leases,
-            hub=self._hub_calls,
-            retry=RedisRetry(),
-            intake=state,
+            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=RedisRetry(), intake=state
         )
         events = Events(self)
         self._bridge = CeleryBridge(context)
@@ -182,7 +169,7 @@ class BatchConsumer(Consumer):
             self._queues,
             lease_s=options.lease_s,
             stalled=lambda: state.hung,
-            on_stalled=source.give_back_all_but_running,
+            on_stalled=source.give_back_rest,
         )
         self._lease_refresher.start()
         engine.start()
@@ -202,13 +189,10 @@ class BatchConsumer(Consumer):
 
 
 def _spare_the_garbage_collector() -> None:
-    """Fit the garbage collector to a worker: with Python's settings it took a fifth of a no-op task's time.
-
-    What exists once the models are loaded stays for ever, and need not be walked through again and again.
-    """
+    """Give the garbage collector less to do, because it took a fifth of a no-op task's time."""
     gc.collect()
-    gc.freeze()
-    if gc.get_threshold()[0] == _DEFAULT_GC_THRESHOLD:  # the app has not chosen another one
+    gc.freeze()  # what exists once the models are loaded stays for ever
+    if gc.get_threshold()[0] == 700:  # Python's own up to 3.13, so the app has not chosen another one
         gc.set_threshold(tuning.GC_THRESHOLD, *gc.get_threshold()[1:])
 
 

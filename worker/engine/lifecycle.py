@@ -72,7 +72,9 @@ class Engine:
             state.drained.wait_for(self._all_returned, min(timeout, tuning.GIVE_BACK_TOGETHER_S))
         self._returns.release()
         with state.lock:
-            state.drained.wait_for(lambda: scheduler.held == 0 or self._stuck, max(0.0, deadline - state.clock()))
+            state.drained.wait_for(
+                lambda: scheduler.held == 0 or self._stuck or state.hung, max(0.0, deadline - state.clock())
+            )
             done = scheduler.held == 0
             pipeline.device.stop()
         if done or self._stuck:
@@ -83,7 +85,8 @@ class Engine:
         return done
 
     def _all_returned(self) -> bool:
-        return self.state.scheduler.count(JobState.PREPARING) == 0 and not self._pipeline.device.plan.collating
+        preparing = self.state.scheduler.count(JobState.PREPARING) > 0
+        return self._stuck or not (preparing or self._pipeline.device.plan.collating)
 
     def _join(self, name: str, timeout: float | None = None) -> None:
         thread = self._threads[name]

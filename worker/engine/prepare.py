@@ -32,7 +32,8 @@ class Preparer:
         if state.scheduler.draining:  # asked without the lock, and once more below with it
             self._returns.add(jobs)
             return
-        errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
+        with state.user_code(jobs):
+            errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         with state.lock:

@@ -111,7 +111,9 @@ class Scheduler(JobTable):
         if whole:
             task = self.tasks[batch.task]
             task.cost.observe(batch.rows, batch.longest, 1000 * batch.run_s)
-            task.ceiling.succeeded(batch_tokens(batch.jobs))
+            ceiling, budget = task.ceiling, task.options.max_batch_tokens
+            lower = ceiling.limit is not None and (budget is None or ceiling.limit < budget)
+            ceiling.succeeded(batch_tokens(batch.jobs), held_down=lower and batch.closed_by == "budget")
         more = more or self.work_waits or self.count(JobState.PREPARING) > 0
         self.device_time.finished(batch, work_waits=more)
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ...batchers import Batch, Outcome
+from ...batchers import Batch, BatchFailed, Outcome
 from .. import tuning
 from .device import Device
 from .model import Model
@@ -15,6 +15,10 @@ from .state import EngineState
 from .stats import log_batch
 
 logger = logging.getLogger(__name__)
+
+
+class NotStored(BatchFailed):
+    """The result of a job was there, but could not be stored."""
 
 
 class Settler:
@@ -88,17 +92,31 @@ class Settler:
     def _settle(self, outcomes: list[Outcome]) -> None:
         state = self._state
         began = state.clock()
-        for outcome in outcomes:
-            if outcome.error is None:
-                postprocess(state.models[outcome.job.task], outcome)
-        try:
-            self._sink.settle(outcomes)
-        except Exception:
-            logger.exception("%d outcomes could not be stored; their jobs run again.", len(outcomes))
+        with state.user_code([outcome.job for outcome in outcomes]):
+            for outcome in outcomes:
+                if outcome.error is None:
+                    postprocess(state.models[outcome.job.task], outcome)
+        self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
         for batch in self._leave(outcomes, now):
             log_batch(batch, now)
+
+    def _store(self, outcomes: list[Outcome]) -> None:
+        """Let the sink settle outcomes. If it raises, halve them until the one that cannot be stored fails alone."""
+        try:
+            self._sink.settle(outcomes)
+        except Exception as exc:
+            logger.exception("%d outcomes could not be stored.", len(outcomes))
+            if len(outcomes) > 1:
+                middle = len(outcomes) // 2
+                self._store(outcomes[:middle])
+                self._store(outcomes[middle:])
+            elif isinstance(outcomes[0].error, NotStored):  # not even its failure can be stored
+                raise
+            else:
+                outcomes[0].error = NotStored(f"The result could not be stored: {exc!r}")
+                self._store(outcomes)
 
     def _leave(self, outcomes: Sequence[Outcome], now: float) -> list[Batch]:
         """Count outcomes that are settled, and hold their jobs no longer; return the batches settled as a whole."""

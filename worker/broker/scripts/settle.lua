@@ -53,12 +53,13 @@ for place = first_part + 3, #ARGV, 5 do
     if chord.count + (is_new and 1 or 0) >= chord.total then
       reply[job] = 2
     elseif is_new then
-      redis.call('SADD', chord.known, member)
       if ordered then
         redis.call('ZADD', chord.parts, ARGV[place + 3], value)
       else
         redis.call('RPUSH', chord.parts, value)
       end
+      -- Last, because a part that is known is taken for added when the same jobs are settled again after an error.
+      redis.call('SADD', chord.known, member)
       chord.count = chord.count + 1
     end
   end

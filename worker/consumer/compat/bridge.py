@@ -28,30 +28,22 @@ class CeleryBridge:
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        """Start with nothing handed over."""
         self._consumer = context.consumer
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._channel = LeaseChannel(self._acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
-        #: As many as may wait of any batch task.
-        self._max_jobs = max(
-            (task.options.max_waiting for task in context.tasks.values()), default=TaskOptions().max_waiting
-        )
+        max_waiting = [task.options.max_waiting for task in context.tasks.values()]
+        self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
 
-    # -- Into Celery's hands -----------------------------------------------------------------------------------------
-
     @property
     def capacity(self) -> Capacity | None:
-        """How much more may be handed over: jobs, but none that waits for its ETA, and what batch tasks leave of bytes.
-
-        None if there is no capacity.
-        """
+        """How much more may be handed over: jobs, not counting those with an ETA, and bytes that batch tasks leave."""
         jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
@@ -79,10 +71,8 @@ class CeleryBridge:
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
-    # -- Back as jobs. On the hub's thread ---------------------------------------------------------------------------
-
     def take(self, request: Request) -> None:
-        """Let a request that Celery has accepted join the waiting jobs of its task."""
+        """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
         claim = self._take_back(request)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
@@ -95,9 +85,7 @@ class CeleryBridge:
             self.refuse(claim.tag, exc)
             return
         request.claim = claim
-        if not self._intake.submit([job]):
-            self._leases.give_back_soon(claim)
-            worker_state.forget([request])
+        self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
         """Let any worker have the message of a task that this worker does not serve, once its lease is over.
@@ -124,15 +112,15 @@ class CeleryBridge:
             logger.exception("Celery could not revoke %s.", job.reply)
             self.fail(job.id, job.reply.claim, exc)
             revoked = True
-        if not revoked:  # by Celery's clock it has not expired yet
-            # A new job, because the engine may still be at dropping the old one.
-            again = msgspec.structs.replace(job, deadline=None, state=JobState.NEW)
-            if self._intake.submit([again]):
-                return
-            self._leases.give_back_soon(job.reply.claim)
-        worker_state.forget([job.reply])
+        if revoked:
+            worker_state.forget([job.reply])
+        else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
+            self._submit(msgspec.structs.replace(job, deadline=None, state=JobState.NEW))
 
-    # -- Back as acknowledgements and failures -----------------------------------------------------------------------
+    def _submit(self, job: Job) -> None:
+        if not self._intake.submit([job]):
+            self._leases.give_back_soon(job.reply.claim)
+            worker_state.forget([job.reply])
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
@@ -141,7 +129,7 @@ class CeleryBridge:
             return
         _, task_id = addressee(claim.message)
         if task_id is None:
-            self._acknowledge(tag)
+            self.acknowledge(tag)
         else:
             self.fail(task_id, claim, error)
 
@@ -155,7 +143,7 @@ class CeleryBridge:
             logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
             self._leases.forget([claim])
             return
-        self._acknowledge(claim.tag)
+        self.acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
@@ -165,7 +153,8 @@ class CeleryBridge:
         for tag in self._tags - in_pool:
             self._give_back(tag)
 
-    def _acknowledge(self, tag: str) -> None:
+    def acknowledge(self, tag: str) -> None:
+        """Acknowledge a message, if it is still ours."""
         self._tags.discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.acknowledge(claim)
@@ -194,18 +183,10 @@ def _to_job(claim: Claim, request: Request) -> Job:
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
         raise InvalidTaskError(f"arguments are a list and an object, not {args!r:.100} and {kwargs!r:.100}")
     now = time.monotonic()
-    return Job(
-        request.id,
-        request.task.name,
-        args,
-        kwargs,
-        reply=request,
-        enqueued_at=now,
-        seq=claim.seq,
-        priority=_priority(request),
-        deadline=None if request.expires is None else now + request.expires.timestamp() - time.time(),
-        size=len(claim.message),
-    )
+    job = Job(request.id, request.task.name, args, kwargs, reply=request, enqueued_at=now, seq=claim.seq)
+    job.priority, job.size = _priority(request), len(claim.message)
+    job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
+    return job
 
 
 def _priority(request: Request) -> int:

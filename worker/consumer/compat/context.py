@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from celery import Celery
 from celery.worker.consumer import Consumer
 
 from ....configs import WorkerOptions
@@ -28,8 +27,3 @@ class WorkerContext:
     retry: RedisRetry
     #: Takes jobs that arrive in another way than by a claim.
     intake: EngineState
-
-    @property
-    def app(self) -> Celery:
-        """The app whose worker this is."""
-        return self.consumer.app

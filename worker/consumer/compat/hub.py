@@ -24,10 +24,9 @@ class HubCalls:
     """
 
     def __init__(self, hub: Hub) -> None:
-        """Send calls to `hub`."""
         self._hub = hub
         self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        #: Whether the hub will call `_tick` again.
+        #: Whether the hub will call `tick` again.
         self._ticking = False
         self._paused = False
         self._lock = threading.Lock()
@@ -39,7 +38,7 @@ class HubCalls:
             idle = not self._ticking and (soon or not self._paused)
             self._ticking = self._ticking or idle
         if idle:
-            self._hub.call_soon(self._tick)
+            self._hub.call_soon(self.tick)
         elif soon:
             self._hub.call_soon(self.run)
 
@@ -55,11 +54,7 @@ class HubCalls:
             idle = bool(self._calls) and not self._ticking
             self._ticking = self._ticking or idle
         if idle:
-            self._hub.call_soon(self._tick)
-
-    def restart(self) -> None:
-        """Go on after the hub was reset, because that forgets callbacks and timers. On the hub's thread."""
-        self._tick()
+            self._hub.call_soon(self.tick)
 
     def run(self) -> bool:
         """Run the queued calls; return whether there were any. On the hub's thread, or on any once it stopped."""
@@ -72,11 +67,12 @@ class HubCalls:
                 logger.exception("A call on the hub failed: %r", function)
         return bool(calls)
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Run the queued calls, and come back if there were any. Also to be called after the hub was reset."""
         if self.run():
-            self._hub.call_later(tuning.HUB_PAUSE_S, self._tick)
+            self._hub.call_later(tuning.HUB_PAUSE_S, self.tick)
             return
         with self._lock:
             self._ticking = bool(self._calls)
         if self._ticking:
-            self._hub.call_soon(self._tick)
+            self._hub.call_soon(self.tick)

@@ -25,7 +25,6 @@ class OutcomeReplay:
     """Lets Celery store and announce outcomes, and acknowledge their messages. Settle thread."""
 
     def __init__(self, context: WorkerContext, bridge: CeleryBridge) -> None:
-        """Replay outcomes of the context's tasks; `bridge` ends those that Celery cannot take."""
         self._context = context
         self._bridge = bridge
         self._tasks = {name: _replaying(task) for name, task in context.tasks.items()}
@@ -42,26 +41,29 @@ class OutcomeReplay:
         try:
             request = full_request(reply)
             answer = self._trace(request, outcome)
-            context.hub.call(request.on_success, answer, soon=True)
+            context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take the outcome of %s.", reply)
             self._bridge.fail(reply.id, claim, exc)
         if isinstance(reply, FastRequest):
             context.hub.call(worker_state.forget, [reply])
 
+    def _finish(self, request: Request, answer: tuple[int, object, float]) -> None:
+        """Let Celery acknowledge and announce what its tracer has stored. On the hub's thread."""
+        try:
+            request.on_success(answer)
+        except Exception:  # Celery raises the MemoryError of a task once more
+            logger.exception("Celery could not announce the outcome of %s, which is stored.", request)
+            self._bridge.acknowledge(request.message.delivery_tag)
+
     def _trace(self, request: Request, outcome: Outcome) -> tuple[int, object, float]:
         """Call Celery's tracer; return what Celery's pools hand to `Request.on_success`: (failed, result, runtime)."""
-        task, app = self._tasks[outcome.job.task], self._context.app
+        task, app = self._tasks[outcome.job.task], self._context.consumer.app
         if task.__trace__ is None:
             task.__trace__ = build_tracer(task.name, task, app.loader, request.hostname, app=app)
         args, kwargs, embed = private.payload_of(request)
-        context = {
-            **request.request_dict,
-            "args": args,
-            "kwargs": kwargs,
-            "is_eager": False,
-            **(embed if isinstance(embed, dict) else {}),
-        }
+        embed = embed if isinstance(embed, dict) else {}
+        context = {**request.request_dict, "args": args, "kwargs": kwargs, "is_eager": False, **embed}
         task.outcomes.current = outcome
         try:
             result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)

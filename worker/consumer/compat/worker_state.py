@@ -4,19 +4,16 @@ All of this runs on the hub's thread, because Celery iterates over these collect
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 from celery.worker import state
 from celery.worker.request import Request
 
 from ..wire.request import FastRequest
 
-_id = attrgetter("id")
-
 
 def reserved(requests: Sequence[FastRequest | Request]) -> None:
     """Note requests that wait, as `state.task_reserved` does for one."""
-    state.requests.update(zip(map(_id, requests), requests, strict=True))
+    state.requests.update({request.id: request for request in requests})
     state.reserved_requests.update(requests)
 
 
@@ -33,7 +30,7 @@ def forget(requests: Sequence[FastRequest | Request]) -> None:
     Does what `state.task_ready` does for one, but does not keep the ids of successful requests: only Celery's own
     tracer asks for them.
     """
-    for task_id in map(_id, requests):
-        state.requests.pop(task_id, None)
+    for request in requests:
+        state.requests.pop(request.id, None)
     state.active_requests.difference_update(requests)
     state.reserved_requests.difference_update(requests)

@@ -32,7 +32,6 @@ class QueueSelector:
     """
 
     def __init__(self) -> None:
-        """Start without knowing what any queue delivers."""
         self._delivers: dict[str, Collection[str]] = {}
         self._claims = 0
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from celery import Task, signals
+from celery import signals
 from celery.app.trace import task_has_custom
-from celery.utils.functional import maybe_list, noop
+from celery.utils.functional import maybe_list
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -19,18 +19,22 @@ from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
 from ..compat.replay import OutcomeReplay
+from ..compat.worker_exit import end_worker
 from ..wire.request import CurrentRequest, FastRequest
 from .events import Events
 from .store import ResultStore
 
 logger = logging.getLogger(__name__)
 
+#: Celery's tracer sends these signals, and calls these methods of a task, around each success.
+_SIGNALS = (signals.task_success, signals.task_prerun, signals.task_postrun)
+_HOOKS = ("before_start", "on_success", "after_return")
+
 
 class CelerySink:
     """The engine's sink of results: answers callers as Celery does."""
 
     def __init__(self, context: WorkerContext, bridge: CeleryBridge, events: Events, store: ResultStore) -> None:
-        """Settle the jobs of the context's tasks."""
         self._tasks = context.tasks
         self._leases = context.leases
         self._hub = context.hub
@@ -39,9 +43,9 @@ class CelerySink:
         self._events = events
         self._store = store
         self._replay = OutcomeReplay(context, bridge)
-        self._hooked = {name for name, task in context.tasks.items() if _has_hooks(task)}
-
-    # -- While a job waits and runs ----------------------------------------------------------------------------------
+        self._hooked = {
+            name for name, task in self._tasks.items() if any(task_has_custom(task, hook) for hook in _HOOKS)
+        }
 
     @contextmanager
     def current(self, job: Job) -> Iterator[None]:
@@ -72,27 +76,23 @@ class CelerySink:
         self._hub.call(self._started, [job.reply for job in batch.jobs], time.time(), time.monotonic())
 
     def _started(self, requests: Sequence[FastRequest | Request], now: float, monotonic_now: float) -> None:
-        fast = [request for request in requests if isinstance(request, FastRequest)]
-        for request in fast:
-            request.time_start = now
+        fast: list[FastRequest] = []
+        for request in requests:
+            if isinstance(request, FastRequest):
+                request.time_start = now
+                fast.append(request)
+            else:
+                request.on_accepted(os.getpid(), monotonic_now)
         worker_state.accepted(fast)
         self._events.started(fast)
-        if len(fast) < len(requests):
-            for request in requests:
-                if not isinstance(request, FastRequest):
-                    request.on_accepted(os.getpid(), monotonic_now)
 
     def broken(self, error: Exception) -> None:  # noqa: ARG002 - the engine has logged it
         """Shut the worker down, because its engine died."""
-        # Celery's loop looks at this on every turn, and shuts the worker down with it as the exit code.
-        state.should_stop = os.EX_SOFTWARE
-        self._hub.call(noop, soon=True)
-
-    # -- Once its outcome is known -----------------------------------------------------------------------------------
+        end_worker(self._hub)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Store outcomes, announce them, and acknowledge their messages."""
-        all_bridged = _signals_have_receivers()
+        all_bridged = any(map(private.receivers, _SIGNALS))
         fast: list[Outcome] = []
         bridged: list[Outcome] = []
         for outcome in outcomes:
@@ -111,13 +111,12 @@ class CelerySink:
         return type(reply) is FastRequest and (not reply.in_chord or self._store.takes_parts)
 
     def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-        """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord."""
-        try:
-            answers = self._retry.until_stopped(lambda: self._store.settle(outcomes))
-        except Exception:
-            logger.exception("%d results could not be stored. Their jobs run again.", len(outcomes))
-            answers = None
-        if answers is None:
+        """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord.
+
+        Raises what cannot be repaired by waiting, so that the engine settles the halves by themselves.
+        """
+        answers = self._retry.while_transient(lambda: self._store.settle(outcomes))
+        if answers is None:  # the worker stops
             # No longer refreshed, these run again, here or elsewhere, when their leases are over.
             self._leases.forget(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
             answers = [Settled.LOST if outcome.error is None else Settled.NEEDS_CELERY for outcome in outcomes]
@@ -130,16 +129,6 @@ class CelerySink:
         """Announce the outcomes whose second is true, and forget the requests of all."""
         self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
         worker_state.forget([outcome.job.reply for outcome, _ in pairs])
-
-
-def _signals_have_receivers() -> bool:
-    """Whether somebody wants a signal around each success, so that Celery's tracer has to send it."""
-    return any(map(private.receivers, (signals.task_success, signals.task_prerun, signals.task_postrun)))
-
-
-def _has_hooks(task: Task) -> bool:
-    """Whether the task's class wants Celery to call it around each success."""
-    return any(task_has_custom(task, hook) for hook in ("before_start", "on_success", "after_return"))
 
 
 def _revoked_by_stamp(request: FastRequest | Request) -> bool:

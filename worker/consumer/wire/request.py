@@ -47,11 +47,9 @@ class FastRequest(msgspec.Struct, eq=False, weakref=True):
         return bool(self.task.ignore_result) if said is None else said
 
     def __getattr__(self, name: str) -> object:
-        """Return an attribute of Celery's own request."""
         return getattr(self.full, name)
 
     def __repr__(self) -> str:
-        """Return Celery's short form."""
         return f"<FastRequest: {self.name}[{self.id}]>"
 
 
@@ -73,12 +71,10 @@ class CurrentRequest:
     """`task.request` while a job's `preprocess` runs: Celery's own context, made when somebody looks at it."""
 
     def __init__(self, request: FastRequest | Request) -> None:
-        """Stand for the context of `request`."""
         self._request = request
         self._context: Context | None = None
 
     def __getattr__(self, name: str) -> object:
-        """Return an attribute of the context."""
         if self._context is None:
             self._context = context_of(self._request)
         return getattr(self._context, name)

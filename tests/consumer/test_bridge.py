@@ -1,0 +1,204 @@
+"""The Celery bridge: what becomes of messages that Celery's own machinery has in hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from batchery.batchers import Job, JobState
+from batchery.configs import WorkerOptions
+from batchery.worker.broker import Claim, Queue
+from batchery.worker.consumer.compat.bridge import CeleryBridge
+from batchery.worker.consumer.compat.context import WorkerContext
+from celery.exceptions import InvalidTaskError
+from celery.worker import state
+
+QUEUE = Queue("celery")
+
+ENVELOPE = {"body": "W10=", "content-type": "application/json", "properties": {"delivery_info": {}}}
+READABLE = json.dumps({**ENVELOPE, "headers": {"task": "t", "id": "an-id"}}).encode()
+UNREADABLE = b'{"headers": {"task": "t", "id": "an-id"}}'
+
+
+class FakeLeases:
+    """Holds claims, and notes what becomes of them."""
+
+    held_bytes = 0
+
+    def __init__(self) -> None:
+        self.claims: dict[str, Claim] = {}
+        self.acknowledged: list[str] = []
+        self.given_back: list[str] = []
+        self.forgotten: list[str] = []
+
+    def find(self, tag: str) -> Claim | None:
+        return self.claims.get(tag)
+
+    def holds(self, claim: Claim) -> bool:
+        return claim.tag in self.claims
+
+    def acknowledge(self, claim: Claim) -> None:
+        self.acknowledged.append(claim.tag)
+
+    def give_back_soon(self, claim: Claim) -> None:
+        self.given_back.append(claim.tag)
+
+    def forget(self, claims: list[Claim]) -> None:
+        self.forgotten += [claim.tag for claim in claims]
+
+
+class FakeBackend:
+    """Stores failures, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, Exception] = {}
+        self.error: Exception | None = None
+
+    def mark_as_failure(self, task_id: str, error: Exception) -> None:
+        if self.error is not None:
+            raise self.error
+        self.failures[task_id] = error
+
+
+class Bench:
+    """A bridge, and all that it is connected to. Calls on the hub run at once; handled messages are kept."""
+
+    def __init__(self) -> None:
+        self.leases, self.backend = FakeLeases(), FakeBackend()
+        self.submitted: list[Job] = []
+        self.takes_jobs = True
+        self.handled: list[Any] = []
+        consumer = SimpleNamespace(
+            accept={"application/json"}, handle_message=self.handled.append, app=SimpleNamespace(backend=self.backend)
+        )
+        self.bridge = CeleryBridge(
+            WorkerContext(
+                consumer=consumer,
+                tasks={},
+                options=WorkerOptions(),
+                leases=self.leases,  # type: ignore[arg-type]
+                hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
+                retry=None,  # type: ignore[arg-type]
+                intake=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+            )
+        )
+
+    def _call(self, function: Any, *args: Any, **_: Any) -> None:
+        function(*args)
+
+    def _submit(self, jobs: list[Job]) -> bool:
+        self.submitted += jobs if self.takes_jobs else []
+        return self.takes_jobs
+
+    def claim(self, tag: str, message: bytes = READABLE) -> Claim:
+        claim = self.leases.claims[tag] = Claim(tag, QUEUE, message, 1)
+        return claim
+
+    def request(self, tag: str, **changes: Any) -> Any:
+        """A request that Celery has accepted, of a message in its hands."""
+        self.bridge.hand_over([self.claim(tag)])
+        values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None, "delivery_info": {"priority": 3}}
+        message = SimpleNamespace(delivery_tag=tag)
+        return Request(message=message, task=SimpleNamespace(name="t"), **{**values, **changes})
+
+
+class Request:
+    """What the bridge reads of a request of Celery's own."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    yield Bench()
+    state.reserved_requests.clear()
+
+
+def test_a_message_is_handed_to_celerys_handler(bench: Bench) -> None:
+    bench.bridge.hand_over([bench.claim("a")])
+    (handled,) = bench.handled
+    handled.ack()
+    assert bench.leases.acknowledged == ["a"]
+
+
+def test_an_unreadable_message_fails_the_call_that_it_names(bench: Bench) -> None:
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
+    assert isinstance(bench.backend.failures["an-id"], InvalidTaskError)
+    assert bench.leases.acknowledged == ["a"]
+
+
+def test_an_unreadable_message_that_names_no_call_is_dropped(bench: Bench) -> None:
+    bench.bridge.hand_over([bench.claim("a", b"no message")])
+    assert (bench.backend.failures, bench.leases.acknowledged) == ({}, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("error", "acknowledged", "forgotten"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
+)
+def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
+    bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
+) -> None:
+    bench.backend.error = error
+    bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
+    assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
+
+
+def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:
+    request = bench.request("b")
+    bench.bridge.take(request)
+    (job,) = bench.submitted
+    assert (job.id, job.task, job.args, job.priority, job.reply) == ("an-id", "t", [1], 3, request)
+    assert request.claim.tag == "b"
+
+
+def test_a_request_goes_back_to_its_queue_if_the_engine_drains(bench: Bench) -> None:
+    bench.takes_jobs = False
+    bench.bridge.take(bench.request("b"))
+    assert bench.leases.given_back == ["b"]
+
+
+def test_a_request_whose_lease_was_lost_is_left_to_its_new_worker(bench: Bench) -> None:
+    request = bench.request("b")
+    del bench.leases.claims["b"]
+    bench.bridge.take(request)
+    assert bench.submitted == []
+
+
+@pytest.mark.parametrize("odd", [{"id": 5}, {"args": "text"}, {"kwargs": [1]}], ids=str)
+def test_a_request_that_can_be_no_job_fails(bench: Bench, odd: dict[str, Any]) -> None:
+    bench.bridge.take(bench.request("b", **odd))
+    assert bench.submitted == []
+    assert isinstance(bench.backend.failures["an-id"], InvalidTaskError)
+
+
+def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(bench: Bench) -> None:
+    """The engine may not have dropped the old job yet, and a job that it holds cannot be submitted."""
+    request: Any = Request(claim=bench.claim("c"), revoked=lambda: False, id="an-id")
+    job = Job("an-id", "t", [1], {}, request, 0.0, 1, deadline=1.0, state=JobState.CHOSEN)
+    bench.bridge.withdraw(job)
+    (again,) = bench.submitted
+    assert again is not job
+    assert (again.id, again.reply, again.deadline, again.state) == ("an-id", request, None, JobState.NEW)
+
+
+def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(bench: Bench) -> None:
+    running, _waits = bench.request("running"), bench.request("waits")
+    state.reserved_requests.add(running)
+    bench.bridge.connection_lost()
+    assert bench.leases.given_back == ["waits"]
+
+
+def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
+    before = bench.bridge.capacity
+    bench.bridge.hand_over([bench.claim(str(number)) for number in range(10)])
+    after = bench.bridge.capacity
+    assert before is not None
+    assert after is not None
+    assert before.jobs - after.jobs == 10
+    bench.leases.claims.clear()
+    bench.bridge.forget_lost()
+    assert bench.bridge.capacity == before
