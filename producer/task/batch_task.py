@@ -29,8 +29,6 @@ class BatchTask(TaskModel):
     Every option of configs.TaskOptions is an attribute too, with its default there: `max_batch_size`, `max_wait_ms`...
     """
 
-    abstract = True
-
     #: The batching options that `task_annotations` have set.
     _annotated: ClassVar[Set[str]] = frozenset()
 
