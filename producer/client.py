@@ -99,9 +99,7 @@ def _as_celery_sends(task: Task, args: Any, connection: Any, options: Mapping[st
     return body, {name: value for name, value in given.items() if name != "argsrepr" or name in options}
 
 
-def _messages(
-    app: Celery, body: Any, given: Mapping[str, Any], ids: Sequence[str], calls: Sequence[tuple[Any, ...]]
-) -> Iterator[bytes]:
+def _messages(app: Celery, body: Any, given: dict[str, Any], ids: list[str], calls: Sequence[Any]) -> Iterator[bytes]:
     """Yield the message of each call, which differs in id and arguments alone from the message that Celery sends."""
     _, kwargs, embed = body
     size = private.argsrepr_size(app)
