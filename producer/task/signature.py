@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from .. import private
 
-_BUILTIN_METHODS = (MethodDescriptorType, WrapperDescriptorType)
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -82,7 +81,9 @@ def is_plain_function(option: Any, *, decorated: bool) -> bool:
     """
     if not callable(option) or isinstance(option, staticmethod):
         return False
-    is_method = hasattr(type(option), "__get__") and not isinstance(option, _BUILTIN_METHODS)
+    is_method = hasattr(type(option), "__get__") and not isinstance(
+        option, MethodDescriptorType | WrapperDescriptorType
+    )
     return decorated or not is_method or next(iter(inspect.signature(option).parameters), None) != "self"
 
 
