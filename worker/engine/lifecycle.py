@@ -30,7 +30,7 @@ class Engine:
         self._sink = sink
         self._returns = Returns(state, source)
         self._pipeline = pipeline = Pipeline(state, source, sink, self._returns)
-        #: Whether a thread has died that had jobs in hand, which therefore will never leave.
+        #: Whether a thread died while it held jobs, so that these can never leave.
         self._stuck = False
         loops = {
             "claim": pipeline.claim_jobs,

@@ -42,7 +42,7 @@ class Model(Protocol):
 
     @property
     def counts_as_batcher(self) -> bool:
-        """Whether an item's length is what the batcher says it is."""
+        """Whether the batcher, and not the task, counts an item's length."""
         ...
 
     def prepare_examples(self) -> list[Any]:
