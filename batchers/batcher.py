@@ -22,6 +22,8 @@ from .arrays import as_array, is_array, kind_of, outline
 from .errors import OutputMismatch
 
 Form = Literal["array", "tuple", "dict"]
+#: Splits one output, given with its name, into the outputs of the items.
+Cut = Callable[[Any, Hashable], list[Any]]
 
 _ADVICE = "convert them in preprocess, or keep them apart with shape_class()."
 
@@ -140,24 +142,19 @@ def assemble(form: Form, arrays: dict[Hashable, Any]) -> Any:
 
 
 def split(
-    outputs: Any,
-    count: int,
-    cut: Callable[[Any, Hashable], list[Any]] = lambda array, _name: list(array),
-    *,
-    input_rows: int | None = None,
-    name: Hashable = None,
+    outputs: Any, count: int, cut: Cut | None = None, *, input_rows: int | None = None, name: Hashable = None
 ) -> list[Any]:
     """Split outputs into one per item, by the rules at the head of this file, or raise an OutputMismatch.
 
-    An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it. `name` is the key
-    or position among the outputs at the top; None if there is only one output.
+    An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it, by default into
+    its rows. `name` is the key or position among the outputs at the top; None if there is only one output.
     """
     if is_array(outputs):
         rows = outputs.shape[0] if outputs.ndim else "no"
         expected, unit = (count, "items") if input_rows is None else (input_rows, "input rows")
         if rows != expected:
             raise OutputMismatch(f"{output_label(name)} has {rows} rows for {expected} {unit}, not one each.")
-        return cut(outputs, name)
+        return cut(outputs, name) if cut else list(outputs)
     if isinstance(outputs, list):
         if len(outputs) != count:
             raise OutputMismatch(f"The model returned {len(outputs)} outputs for {count} items, not one each.")

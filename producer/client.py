@@ -42,13 +42,12 @@ def publish_options(
         shown = serializer.summarise(value)
         if shown is not value and name not in options:
             ours[name] = private.saferepr(shown, private.argsrepr_size(app))
-    producer = options.get("producer")
-    if isinstance(producer, Producer):  # a group or a chord brings it, for example
-        yield {**ours, "producer": Publisher(producer)}
-    elif more or producer or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager:
+    given = options.get("producer")  # that of a group or a chord, for example
+    goes_elsewhere = more or given or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager
+    if goes_elsewhere and not isinstance(given, Producer):
         yield ours
     else:
-        with app.producer_or_acquire() as producer:
+        with app.producer_or_acquire(given) as producer:
             yield {**ours, "producer": Publisher(producer)}
 
 
@@ -100,9 +99,7 @@ def _as_celery_sends(task: Task, args: Any, connection: Any, options: Mapping[st
     return body, {name: value for name, value in given.items() if name != "argsrepr" or name in options}
 
 
-def _messages(
-    app: Celery, body: Any, given: Mapping[str, Any], ids: Sequence[str], calls: Sequence[tuple[Any, ...]]
-) -> Iterator[bytes]:
+def _messages(app: Celery, body: Any, given: dict[str, Any], ids: list[str], calls: Sequence[Any]) -> Iterator[bytes]:
     """Yield the message of each call, which differs in id and arguments alone from the message that Celery sends."""
     _, kwargs, embed = body
     size = private.argsrepr_size(app)

@@ -80,7 +80,7 @@ class GreedyPlanner:
         return batch
 
     def due_at(self, waiting: Sequence[Job]) -> float:
-        due_at = min(map(_enqueued_at, waiting), default=float("inf")) + self._options.max_wait_ms / 1000
+        due_at = min(map(attrgetter("enqueued_at"), waiting), default=float("inf")) + self._options.max_wait_ms / 1000
         if self._options.max_wait_ms and (expiring := [job for job in waiting if job.deadline is not None]):
             # An expiring job may have to run together with all the others.
             runs_s = self._ms(expiring, len(waiting)) / 1000
@@ -172,6 +172,5 @@ def _length_or_0(job: Job) -> int:
     return job.length or 0
 
 
-_enqueued_at = attrgetter("enqueued_at")
 _deadline = attrgetter("deadline")
 _length = attrgetter("length")

@@ -7,7 +7,6 @@ import msgspec
 from kombu.utils import json as kombu_json
 
 _PLAIN = {str, int, float, bool, type(None)}
-_encode = msgspec.json.encode
 
 
 def encode_json(value: Any) -> bytes:
@@ -24,7 +23,7 @@ def encode_plain(value: Any) -> bytes | None:
     """Return the JSON of a value made of JSON's own types; None if it holds anything that only kombu can write."""
     if is_plain(value):
         with contextlib.suppress(ValueError, OverflowError):  # kombu writes lone surrogates and huge integers
-            encoded = _encode(value)
+            encoded = msgspec.json.encode(value)
             # msgspec writes null for NaN and infinities, where kombu writes their names.
             if b"null" not in encoded or not _has_odd_float(value):
                 return encoded

@@ -17,8 +17,6 @@ from .signature import attempt
 class TaskModel(TaskHooks):
     """Loads a task's model and makes items of calls; user code is reached through the hooks alone."""
 
-    abstract = True
-
     #: Reentrant, because a model's `load` may warm it up with `run_batch`.
     _load_lock: ClassVar[threading.RLock]
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
-from typing import Any
+from typing import Any, cast
 
 from .. import private
 
@@ -95,5 +95,4 @@ def _quick_check(function: Any, skip_self: bool) -> Callable[..., Any] | None:
         named = FunctionType(code, space, "preprocess", function.__defaults__, function.__closure__)
         named.__kwdefaults__ = function.__kwdefaults__
         function = named
-    check: Callable[..., Any] = private.head_from_fun(function, bound=skip_self)
-    return check
+    return cast(Callable[..., Any], private.head_from_fun(function, bound=skip_self))
