@@ -132,4 +132,5 @@ class Device:
 
 
 def _wait_until(condition: threading.Condition, when: float, now: float) -> None:
-    condition.wait(None if when == NEVER else max(0.0, when - now))
+    # A cost may predict that a run takes longer than a lock can wait.
+    condition.wait(None if when == NEVER else min(max(0.0, when - now), threading.TIMEOUT_MAX))

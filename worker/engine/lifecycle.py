@@ -64,6 +64,7 @@ class Engine:
         does no harm.
         """
         state, scheduler, pipeline = self.state, self.state.scheduler, self._pipeline
+        timeout = min(timeout, threading.TIMEOUT_MAX)
         deadline = state.clock() + timeout
         self._returns.gather(pipeline.device.plan)
         self._source.interrupt()
