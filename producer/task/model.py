@@ -13,6 +13,9 @@ from .hooks import TaskHooks
 from .local import map_sound
 from .signature import attempt
 
+#: An item's length at most: its square, and the tokens of the largest batch, are still numbers of numpy's int64.
+_LONGEST = 2**31 - 1
+
 
 class TaskModel(TaskHooks):
     """Loads a task's model and makes items of calls; user code is reached through the hooks alone."""
@@ -90,9 +93,14 @@ class TaskModel(TaskHooks):
         count = self.length or getattr(self.batcher, "length", None)
         if count is None:
             return None
-        length = int(count(item))
-        if length < 0:
-            raise ValueError(f"Task {self.name}: an item's length is {length}: it must be from 0 up.")
+        counted = count(item)
+        try:
+            length = -1 if isinstance(counted, bool) else int(counted)
+        except (TypeError, ValueError, OverflowError):  # It is no number, or not a finite one.
+            length = -1
+        if not 0 <= length <= _LONGEST:
+            told = f"{counted!r:.40}" if abs(length) < 2**64 else "a number of more than 64 bits"
+            raise ValueError(f"Task {self.name}: an item's length is {told}: it must be from 0 to {_LONGEST:,}.")
         return length
 
     def _preprocess(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

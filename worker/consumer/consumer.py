@@ -116,7 +116,7 @@ class BatchConsumer(Consumer):
         return self.handle_message
 
     def on_close(self) -> None:
-        """Drop requests before a reconnect, as Celery does, and give them back: our leases outlive the connection."""
+        """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
         if self.engine is not None:
             self._bridge.connection_lost()
         super().on_close()

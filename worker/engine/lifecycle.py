@@ -30,7 +30,7 @@ class Engine:
         self._sink = sink
         self._returns = Returns(state, source)
         self._pipeline = pipeline = Pipeline(state, source, sink, self._returns)
-        #: Whether a thread has died that had jobs in hand, which therefore will never leave.
+        #: Whether a thread died while it held jobs, so that these can never leave.
         self._stuck = False
         loops = {
             "claim": pipeline.claim_jobs,
@@ -64,6 +64,7 @@ class Engine:
         does no harm.
         """
         state, scheduler, pipeline = self.state, self.state.scheduler, self._pipeline
+        timeout = min(timeout, threading.TIMEOUT_MAX)
         deadline = state.clock() + timeout
         self._returns.gather(pipeline.device.plan)
         self._source.interrupt()

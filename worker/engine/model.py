@@ -36,7 +36,7 @@ class Model(Protocol):
 
     @property
     def counts_as_batcher(self) -> bool:
-        """Whether an item's length is what the batcher says it is."""
+        """Whether the batcher, and not the task, counts an item's length."""
 
     def prepare_examples(self) -> list[Any]:
         """Return items of typical calls, to measure batches of; an exception instance for each that failed."""

@@ -43,7 +43,7 @@ class Runner:
         return self._devices
 
     def collate(self, batch: Batch) -> Collated | Sent | None:
-        """Put a batch together ahead of its run. None if that fails, because its run tells whose fault it is."""
+        """Put a batch together ahead of its run. None if that fails, because its run then finds the bad job."""
         try:
             with self._state.user_code(batch.jobs):
                 collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)

@@ -40,7 +40,7 @@ class Scheduler(JobTable):
         return min(groups, key=lambda group: group[0][0].seq).popleft()
 
     def prepared(self, jobs: Sequence[Job], now: float) -> None:
-        """Let prepared jobs of one task wait for the planner, in claim order, whichever group was prepared first.
+        """Let prepared jobs of one task wait for the planner, in claim order, even if a later group was ready earlier.
 
         `jobs` are in claim order, too.
         """

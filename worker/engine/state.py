@@ -39,7 +39,7 @@ class EngineState:
         self.lock = threading.Lock()
         self.claimable = threading.Condition(self.lock)
         self.unprepared = threading.Condition(self.lock)
-        #: Something left the engine, or will not come back to it, while it drains.
+        #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
         #: What user code works on, and since when, by thread.
         self._working: dict[int, tuple[Sequence[Job], float]] = {}
@@ -71,7 +71,7 @@ class EngineState:
             return list(self.scheduler.running.jobs) if self.scheduler.running else []
 
     def submit(self, jobs: Sequence[Job]) -> bool:
-        """Take in jobs that arrive in another way than by a claim, each at most once; return whether they are taken.
+        """Take in jobs that arrive in another way than by a claim, no job twice; return whether they are taken.
 
         An engine that drains takes none, and the caller gives them back then.
         """

@@ -48,7 +48,7 @@ class QueueSource:
         self._selector = QueueSelector()
         self._max_bytes = context.options.claim_max_bytes
         self._max_jobs = max([tuning.CLAIM_MAX_JOBS, *(task.options.max_batch_size for task in self._tasks.values())])
-        #: Whether the last claim took all there was, and that was little.
+        #: Whether the last claim was small and emptied the queues.
         self._claim_was_small = False
 
     def claim(self, capacity: Mapping[str, Capacity]) -> list[Job]:

@@ -113,7 +113,7 @@ class CelerySink:
     def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord.
 
-        Raises what cannot be repaired by waiting, so that the engine settles the halves by themselves.
+        Raises permanent errors, so that the engine settles the halves by themselves.
         """
         answers = self._retry.while_transient(lambda: self._store.settle(outcomes))
         if answers is None:  # the worker stops
