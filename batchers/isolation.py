@@ -33,7 +33,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     beginning = _OUT_OF_MEMORY.get(f"{str(kind.__module__).partition('.')[0]}.{kind.__name__}")
     if beginning is None:
         return isinstance(error, MemoryError)
-    return re.match(beginning, str(error), re.DOTALL) is not None
+    text = next(iter(error.args), "")
+    return isinstance(text, str) and re.match(beginning, text, re.DOTALL) is not None
 
 
 def run_isolated(
@@ -94,7 +95,7 @@ def _free_frames(error: BaseException) -> None:
         if id(part) not in freed:
             freed.add(id(part))
             traceback.clear_frames(part.__traceback__)
-            errors += filter(None, (part.__cause__, part.__context__))
+            errors += [other for other in (part.__cause__, part.__context__) if other is not None]
 
 
 def _outcome(job: Job, output: Any, batch: Batch) -> Outcome:

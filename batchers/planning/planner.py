@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...configs import TaskOptions
 from ..job import Batch, ClosedBy, Job
 from .cost import CostFunction, CostModel
-from .cut import Limits, batch_around, best_count, price
+from .cut import Limits, best_batch, best_count
 from .token_ceiling import TokenCeiling
 
 
@@ -149,21 +149,22 @@ class GreedyPlanner:
         longer = sorted((job for job in others if _length(job) >= _length(required)), key=_length)
         jobs = [*shorter, required, *longer]
         limits = self._limits()
-        prices = price([*map(_length, jobs)], self._cost, limits)
-        start, end = batch_around(prices, len(shorter), backlog=2 * len(jobs) >= self._options.max_waiting)
+        backlog = 2 * len(jobs) >= self._options.max_waiting
+        start, end = best_batch([*map(_length, jobs)], len(shorter), self._cost, limits, backlog=backlog)
         return self._batch(jobs[start:end], _closed_by(jobs, start, end, limits))
 
     def _may_grow(self, batch: Batch, waiting: Sequence[Job]) -> bool:
         limits = self._limits(lengths=batch.jobs[0].length is not None)
-        return limits.allow(len(batch.jobs) + 1, batch.longest) and len(waiting) < self._options.max_waiting
+        return len(batch.jobs) < limits.most(batch.longest) and len(waiting) < self._options.max_waiting
 
 
 def _closed_by(jobs: Sequence[Job], start: int, end: int, limits: Limits) -> ClosedBy:
     count = end - start
-    if count == len(limits.rows()):
+    nearly = count + count // 128  # what `best_batch` leaves empty counts as full
+    if nearly >= len(limits.rows()):
         return "full"
     # The cheapest job to add is the next longer one or, if there is none, one as long as the longest.
-    if not limits.allow(count + 1, _length(jobs[min(end, len(jobs) - 1)])):
+    if nearly >= limits.most(_length(jobs[min(end, len(jobs) - 1)])):
         return "budget"
     return "nothing left" if count == len(jobs) else "cost"
 

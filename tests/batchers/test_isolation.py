@@ -207,6 +207,9 @@ class Unspeakable(Exception):
     def __str__(self) -> str:
         raise ValueError("this error cannot be printed")
 
+    def __bool__(self) -> bool:
+        raise ValueError("this error is neither true nor false")
+
 
 def error_of(module: str, name: str, base: type[Exception], text: str) -> Exception:
     """An error of a package that is not installed here."""
@@ -284,6 +287,7 @@ QUOTING: list[Callable[[str], Exception]] = [
     OutOfMemoryError,
     OwnRuntimeError,
     Unspeakable,
+    lambda text: RuntimeError(Unspeakable(text)),
     lambda text: RuntimeError(f"no such word: {text}"),
     lambda text: RuntimeError(f"'{text}'"),
     lambda text: torch.AcceleratorError(f"CUDA error: invalid argument ({text})"),
@@ -294,6 +298,7 @@ QUOTING: list[Callable[[str], Exception]] = [
 
 def raised_from(error: Exception, text: str) -> Exception:
     error.__cause__ = RuntimeError(text)
+    error.__cause__.__cause__ = Unspeakable(text)
     return error
 
 
