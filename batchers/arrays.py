@@ -12,8 +12,7 @@ import numpy as np
 
 def is_torch(value: Any) -> bool:
     """Tell whether `value` is a torch tensor, of a subclass too, without importing torch."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return tensor is not None and isinstance(value, tensor)
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 def is_array(value: Any) -> bool:

@@ -15,13 +15,15 @@ The parts of tuples and dicts may have any of these types again. An item gets vi
 cell (unless the model returns an array whose cells are shared), but each view keeps the memory of the whole batch.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .arrays import as_array, is_array, kind_of, outline
 from .errors import OutputMismatch
 
 Form = Literal["array", "tuple", "dict"]
+#: Splits one output, given with its name, into the outputs of the items.
+Cut = Callable[[Any, Hashable], list[Any]]
 
 _ADVICE = "convert them in preprocess, or keep them apart with shape_class()."
 
@@ -66,21 +68,25 @@ def output_label(name: Hashable) -> str:
     return "The output" if name is None else f"Output {name!r}"
 
 
-def form_of(value: Any) -> Form:
-    """Return the form of an item or of outputs; whatever is no tuple and no mapping counts as an array."""
-    return "dict" if isinstance(value, Mapping) else "tuple" if isinstance(value, tuple) else "array"
+def parts_of(value: Any) -> tuple[Form, dict[Hashable, Any]]:
+    """Return the form of an item or of outputs, and the parts by key or position.
+
+    Whatever is no tuple and no mapping counts as an array, which stands under None.
+    """
+    if isinstance(value, Mapping):
+        return "dict", dict(value)
+    return ("tuple", dict(enumerate(value))) if isinstance(value, tuple) else ("array", {None: value})
 
 
 def arguments(item: Any) -> tuple[Form, dict[Hashable, Any]]:
-    """Return an item's form and its arguments by key or position; an item that is one array is under None.
+    """Return an item's form and its arguments, as `parts_of` does.
 
     Raises a TypeError or ValueError if an argument is no array of numbers, or the item is empty.
     """
-    form = form_of(item)
-    entries: Iterable[tuple[Hashable, Any]] = [(None, item)]
-    if form != "array":
-        entries = item.items() if form == "dict" else enumerate(item)
-    arrays = {name: value if is_array(value) else as_array(value, label(name)) for name, value in entries}
+    if is_array(item):  # Most items are, and then take half the time.
+        return "array", {None: item}
+    form, parts = parts_of(item)
+    arrays = {name: value if is_array(value) else as_array(value, label(name)) for name, value in parts.items()}
     if not arrays:
         raise ValueError(f"the item is an empty {form}: it needs at least one array.")
     return form, arrays
@@ -107,19 +113,21 @@ def gather(items: Sequence[Any]) -> tuple[Form, dict[Hashable, list[Any]]]:
     columns = {name: [arrays[name] for _, arrays in rows] for name in first}
     for name, column in columns.items():
         kinds = [*map(kind_of, column)]
-        for index, kind in enumerate(kinds):
-            if kind != kinds[0]:
-                raise TypeError(f"Item {index}: {label(name)} is {kind}, item 0 {kinds[0]}: {_ADVICE}")
+        if odd := first_odd(kinds):
+            raise TypeError(f"Item {odd}: {label(name)} is {kinds[odd]}, item 0 {kinds[0]}: {_ADVICE}")
     return form, columns
+
+
+def first_odd(values: Sequence[Any]) -> int:
+    """Return the index of the first value that differs from the one at 0; 0 if all are equal."""
+    return next((index for index, value in enumerate(values) if value != values[0]), 0)
 
 
 def check_shapes(name: Hashable, column: Sequence[Any], axis: int | None, advice: str) -> None:
     """Raise a ValueError with `advice` if the shapes differ, except along `axis` unless it is None."""
-    first = outline(column[0], axis)
-    for index, array in enumerate(column):
-        if outline(array, axis) != first:
-            shapes = f"shape {tuple(array.shape)}, item 0 {tuple(column[0].shape)}"
-            raise ValueError(f"Item {index}: {label(name)} has {shapes}: {advice}")
+    if odd := first_odd([outline(array, axis) for array in column]):
+        shapes = f"shape {tuple(column[odd].shape)}, item 0 {tuple(column[0].shape)}"
+        raise ValueError(f"Item {odd}: {label(name)} has {shapes}: {advice}")
 
 
 def class_of(form: Form, arrays: Mapping[Hashable, Any], axes: Mapping[Hashable, int]) -> Hashable:
@@ -134,37 +142,29 @@ def assemble(form: Form, arrays: dict[Hashable, Any]) -> Any:
 
 
 def split(
-    outputs: Any,
-    count: int,
-    cut: Callable[[Any, Hashable], list[Any]] = lambda array, _name: list(array),
-    *,
-    input_rows: int | None = None,
-    name: Hashable = None,
+    outputs: Any, count: int, cut: Cut | None = None, *, input_rows: int | None = None, name: Hashable = None
 ) -> list[Any]:
     """Split outputs into one per item, by the rules at the head of this file, or raise an OutputMismatch.
 
-    An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it. `name` is the key
-    or position among the outputs at the top; None if there is only one output.
+    An array must have `count` rows, or `input_rows` if they are given. `cut(array, name)` splits it, by default into
+    its rows. `name` is the key or position among the outputs at the top; None if there is only one output.
     """
     if is_array(outputs):
         rows = outputs.shape[0] if outputs.ndim else "no"
         expected, unit = (count, "items") if input_rows is None else (input_rows, "input rows")
         if rows != expected:
             raise OutputMismatch(f"{output_label(name)} has {rows} rows for {expected} {unit}, not one each.")
-        return cut(outputs, name)
+        return cut(outputs, name) if cut else list(outputs)
     if isinstance(outputs, list):
         if len(outputs) != count:
             raise OutputMismatch(f"The model returned {len(outputs)} outputs for {count} items, not one each.")
         return list(outputs)
-    form = form_of(outputs)
-    if form == "array" or not outputs:
-        raise OutputMismatch(
-            f"The model returned {'an empty' if form != 'array' else 'a'} {type(outputs).__name__} for {count} items: "
-            "expected are an array with one row each, a tuple or dict of such arrays, or a list of one output each."
-        )
-    parts = {
-        key: split(part, count, cut, input_rows=input_rows, name=key if name is None else name)
-        for key, part in (outputs.items() if form == "dict" else enumerate(outputs))
-    }
+    form, parts = parts_of(outputs)
+    if form == "array" or not parts:
+        kind = f"{'an empty' if form != 'array' else 'a'} {type(outputs).__name__}"
+        possible = "an array with one row each, a tuple or dict of such arrays, or a list of one output each."
+        raise OutputMismatch(f"The model returned {kind} for {count} items: expected are {possible}")
+    for key, part in parts.items():
+        parts[key] = split(part, count, cut, input_rows=input_rows, name=key if name is None else name)
     answers = zip(*parts.values(), strict=True)
     return [dict(zip(parts, answer, strict=True)) for answer in answers] if form == "dict" else list(answers)

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .batcher import first_odd
 from .pad import PadBatcher, Spans, ascending, edge
 
 
@@ -33,10 +34,9 @@ class BucketBatcher:
     def batch(self, items: Sequence[Any]) -> tuple[Any, Spans]:
         inputs, context = self.batcher.batch(items)
         lengths = next(iter(context.values())).lengths
-        for index, length in enumerate(lengths):
-            if edge(self.buckets, length) != edge(self.buckets, lengths[0]):
-                sizes = f"Item {index} is {length} long, item 0 {lengths[0]}"
-                raise ValueError(f"{sizes}: not of one bucket of {self.buckets}. Keep them apart with shape_class().")
+        if odd := first_odd([edge(self.buckets, length) for length in lengths]):
+            sizes = f"Item {odd} is {lengths[odd]} long, item 0 {lengths[0]}"
+            raise ValueError(f"{sizes}: not of one bucket of {self.buckets}. Keep them apart with shape_class().")
         return inputs, context
 
     def unbatch(self, outputs: Any, context: Spans) -> list[Any]:

@@ -1,76 +1,47 @@
 """Isolation: a failed batch is run again in halves until the bad job stands alone. Errors are classified here too."""
 
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .job import Batch, Job, Outcome
 
-#: Messages for "out of memory", in lower case: of CUDA, MPS and XPU (torch), cuDNN and cuBLAS, torch on the CPU, ONNX
-#: Runtime, and XLA. cuDNN answers `CUDNN_STATUS_NOT_SUPPORTED` if its workspace does not fit.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "cudnn_status_not_supported",
-    "cudnn_status_alloc_failed",
-    "cublas_status_alloc_failed",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "failed to allocate memory",
-    "resource_exhausted",
-)
-
-#: Messages for CUDA errors that make the context unusable until the process ends, whatever else the message says.
-_STICKY = (
-    "illegal memory access",
-    "illegal instruction",
-    "device-side assert",
-    "misaligned address",
-    "unspecified launch failure",
-    "uncorrectable ecc error",
-)
+#: Errors that say "out of memory", by class, of packages that need not be imported, and by what their text begins with.
+#: The text of any other class may quote a caller, and therefore decides nothing. torch raises plain RuntimeErrors where
+#: it has no class; cuDNN answers `CUDNN_STATUS_NOT_SUPPORTED` if its workspace does not fit.
+_OUT_OF_MEMORY = {
+    "torch.OutOfMemoryError": "",
+    "cupy.OutOfMemoryError": "",
+    "torch.AcceleratorError": "CUDA error: out of memory",
+    "builtins.RuntimeError": r"CUDA (error: )?out of memory|CUDA error: CUBLAS_STATUS_ALLOC_FAILED|"
+    r"cuDNN error: CUDNN_STATUS_(NOT_SUPPORTED|ALLOC_FAILED)|MPS backend out of memory|"
+    r"\[enforce fail at alloc_cpu\.cpp|DefaultCPUAllocator: can't allocate memory",
+    "jaxlib.XlaRuntimeError": "RESOURCE_EXHAUSTED: ",
+    "jax.JaxRuntimeError": "RESOURCE_EXHAUSTED: ",
+    "onnxruntime.RuntimeException": r"\[ONNXRuntimeError\] : .*"
+    r"Failed to allocate memory for requested buffer of size \d+\s*$",
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a smaller batch may succeed, because memory ran out and the device still works.
+    """Tell whether a smaller batch may succeed, because memory ran out.
 
-    The errors that led to this one count too: its causes, and the errors during whose handling it was raised.
+    Only the error itself counts, and not those that led to it.
     """
-    return any(map(_reports_out_of_memory, _chain(error))) and not is_sticky(error)
-
-
-def is_sticky(error: BaseException) -> bool:
-    """Tell whether the device is lost to this process, so that everything that runs on it from now on fails too."""
-    return any(word in _text(part) for part in _chain(error) for word in _STICKY)
-
-
-def _reports_out_of_memory(error: BaseException) -> bool:
-    # The class is known by its name, which CuPy's and every torch's have, because neither need be imported.
-    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
-        return True
-    return any(word in _text(error) for word in _OUT_OF_MEMORY)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error).lower()
-    except Exception:  # The `__str__` of a user's own exception class may itself fail.
-        return ""
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and all errors that led to it, each once."""
-    seen: set[int] = set()
-    errors: list[BaseException | None] = [error]
-    while errors:
-        part = errors.pop()
-        if part is not None and id(part) not in seen:
-            seen.add(id(part))
-            yield part
-            errors += [part.__cause__, part.__context__]
+    kind = type(error)
+    beginning = _OUT_OF_MEMORY.get(f"{str(kind.__module__).partition('.')[0]}.{kind.__name__}")
+    if beginning is None:
+        return isinstance(error, MemoryError)
+    text = next(iter(error.args), "")
+    return isinstance(text, str) and re.match(beginning, text, re.DOTALL) is not None
 
 
 def run_isolated(
-    batch: Batch, forward: Callable[[Sequence[Any]], list[Any]], free: Callable[[Sequence[Job]], None] = lambda _: None
+    batch: Batch,
+    forward: Callable[[Sequence[Any]], list[Any]],
+    free: Callable[[Sequence[Job]], None] = lambda _: None,
+    check_device: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Outcome]]:
     """Run a batch; yield the outcomes of each part as soon as it is done, each job exactly once.
 
@@ -80,16 +51,17 @@ def run_isolated(
     attempt's memory is no longer referenced; a single job is then tried once more.
 
     Raises:
-        BaseException: the error of `forward`, if it means that the device is lost. Jobs without an outcome did not run.
+        BaseException: what `check_device` raised after `forward` did: the device is lost to this process, so that
+            everything that runs on it from now on fails too. Jobs without an outcome did not run.
     """
     parts = [batch.jobs] if batch.jobs else []
     while parts:
         jobs = parts.pop()
-        outcomes, out_of_memory = _attempt(batch, jobs, forward)
+        outcomes, out_of_memory = _attempt(batch, jobs, forward, check_device)
         if out_of_memory:
             free(jobs)
             if len(jobs) == 1:
-                outcomes, _ = _attempt(batch, jobs, forward)
+                outcomes, _ = _attempt(batch, jobs, forward, check_device)
         if outcomes:
             yield outcomes
         else:
@@ -98,15 +70,17 @@ def run_isolated(
 
 
 def _attempt(
-    batch: Batch, jobs: Sequence[Job], forward: Callable[[Sequence[Any]], list[Any]]
+    batch: Batch,
+    jobs: Sequence[Job],
+    forward: Callable[[Sequence[Any]], list[Any]],
+    check_device: Callable[[], None],
 ) -> tuple[list[Outcome], bool]:
     """Return the jobs' outcomes (none if several jobs failed together), and whether memory ran out."""
     try:
         outputs = forward([job.item for job in jobs])
         return [_outcome(job, output, batch) for job, output in zip(jobs, outputs, strict=True)], False
     except BaseException as exc:  # Whatever the model raises, SystemExit too, is some caller's answer.
-        if is_sticky(exc):
-            raise
+        check_device()
         _free_frames(exc)
         return [_outcome(jobs[0], exc, batch)] if len(jobs) == 1 else [], is_out_of_memory(exc)
 
@@ -114,10 +88,14 @@ def _attempt(
 def _free_frames(error: BaseException) -> None:
     """Empty the frames of the failed attempt, because they hold tensors whose memory the next attempt may need.
 
-    The traceback still tells where the error was raised.
+    The tracebacks of the error, and of all errors that led to it, still tell where each was raised.
     """
-    for part in _chain(error):
-        traceback.clear_frames(part.__traceback__)
+    errors, freed = [error], set[int]()
+    for part in errors:  # The list grows while it is read.
+        if id(part) not in freed:
+            freed.add(id(part))
+            traceback.clear_frames(part.__traceback__)
+            errors += [other for other in (part.__cause__, part.__context__) if other is not None]
 
 
 def _outcome(job: Job, output: Any, batch: Batch) -> Outcome:

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 from .arrays import check_holds, full, library, real_cells
-from .batcher import Form, arguments, assemble, check_shapes, class_of, form_of, gather, label, output_label, split
+from .batcher import Form, arguments, assemble, check_shapes, class_of, gather, label, output_label, parts_of, split
 from .errors import OutputMismatch
 
 #: One number for all arguments (or outputs), or one for each by key or position; None leaves this one out.
@@ -94,9 +94,7 @@ class PadBatcher:
         first = next(iter(context.values()))
         axes: dict[Hashable, int] = {}
         if self.unpad is not None and not isinstance(outputs, list):
-            form = form_of(outputs)
-            names = [*outputs] if form == "dict" else [*range(len(outputs))] if form == "tuple" else [None]
-            axes = _by_name("unpad", self.unpad, form, names)
+            axes = _by_name("unpad", self.unpad, *parts_of(outputs))
 
         def cut(array: Any, name: Hashable) -> list[Any]:
             return self._cut(array, name, axes[name], context.get(name, first)) if name in axes else list(array)
@@ -124,7 +122,7 @@ class PadBatcher:
     def _padded(self, form: Form, arrays: Mapping[Hashable, Any]) -> dict[Hashable, tuple[int, float]]:
         """Return {name: (axis, padding value)} of the arguments to pad, in the order of `padding`."""
         padded = {}
-        for name, value in _by_name("padding", self.padding, form, [*arrays]).items():
+        for name, value in _by_name("padding", self.padding, form, arrays).items():
             dims = arrays[name].ndim
             if -dims <= self.axis < dims:
                 padded[name] = (self.axis % dims, value)
@@ -140,7 +138,11 @@ class PadBatcher:
         shape = column[0].shape
         check_holds(column[0], value, label(name))
         lengths = tuple(array.shape[axis] for array in column)
-        size = _padded_size(max(lengths), self.pad_to)
+        longest = max(lengths)
+        if isinstance(self.pad_to, int):
+            size = -(-longest // self.pad_to) * self.pad_to
+        else:
+            size = edge(self.pad_to or (), longest) or longest
         if min(lengths) == size:
             return library(column[0]).stack(column), Span(lengths, size)
         buffer = full((len(column), *shape[:axis], size, *shape[axis + 1 :]), value, column[0])
@@ -157,12 +159,10 @@ class PadBatcher:
         dims = array.ndim - 1
         size = array.shape[1:][axis] if -dims <= axis < dims else "no size"
         if size != span.size:
-            raise OutputMismatch(
-                f"{output_label(name)} has {size} along axis {axis} of its rows, but the inputs were padded to "
-                f"{span.size}: if only some outputs are to be cut, name them in unpad (it is {self.unpad!r})."
-            )
-        pairs = zip(array, span.lengths, strict=True)
-        return [row[self._cells(length, span.size, axis % dims)] for row, length in pairs]
+            found = f"{output_label(name)} has {size} along axis {axis} of its rows"
+            advice = f"if only some outputs are to be cut, name them in unpad (it is {self.unpad!r})."
+            raise OutputMismatch(f"{found}, but the inputs were padded to {span.size}: {advice}")
+        return [row[self._cells(length, size, axis % dims)] for row, length in zip(array, span.lengths, strict=True)]
 
 
 def ascending(option: str, lengths: Sequence[int]) -> tuple[int, ...]:
@@ -178,26 +178,19 @@ def edge(edges: Iterable[int], length: int) -> int | None:
     return next((edge for edge in edges if length <= edge), None)
 
 
-def _padded_size(longest: int, pad_to: int | Sequence[int] | None) -> int:
-    if isinstance(pad_to, int):
-        return -(-longest // pad_to) * pad_to
-    return edge(pad_to or (), longest) or longest
-
-
 def _numbers(what: str, option: Any) -> Any:
     """Return a copy of the option `what`, or raise a TypeError unless it is made of numbers."""
     own = dict(option) if isinstance(option, Mapping) else tuple(option) if isinstance(option, list) else option
-    values = own.values() if isinstance(own, dict) else own if isinstance(own, tuple) else [own]
-    if own is None or any(not isinstance(value, (Real, type(None))) for value in values):
+    if own is None or any(not isinstance(value, (Real, type(None))) for value in parts_of(own)[1].values()):
         raise TypeError(f"{what}={option!r}: give a number, or a dict or tuple of numbers.")
     return own
 
 
-def _by_name(what: str, option: Any, form: Form, names: list[Any]) -> dict[Hashable, Any]:
+def _by_name(what: str, option: Any, form: Form, parts: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """Return {name: number} from an option of one number for all or one for each, without those that are None."""
-    if not isinstance(option, (dict, tuple)):
-        return dict.fromkeys(names, option)
-    given = option if isinstance(option, dict) else dict(enumerate(option))
-    if form_of(option) != form or not given.keys() <= set(names):
-        raise ValueError(f"{what}={option!r} does not fit a {form} of {names}: it may name only what is there.")
+    option_form, given = parts_of(option)
+    if option_form == "array":
+        return dict.fromkeys(parts, option)
+    if option_form != form or not given.keys() <= parts.keys():
+        raise ValueError(f"{what}={option!r} does not fit a {form} of {[*parts]}: it may name only what is there.")
     return {name: number for name, number in given.items() if number is not None}

@@ -18,10 +18,6 @@ from .options import Options, TaskOptions, WorkerOptions, check_option
 CONFIG_VARIABLE = "BATCHERY_CONFIG"
 TASKS_VARIABLE = "BATCHERY_TASKS"
 
-_TABLES: Mapping[type[Options], str] = {
-    TaskOptions: "an option of a task, which belongs in [defaults] or a table such as [tasks.embed]",
-    WorkerOptions: "an option of a worker, which belongs in [worker]",
-}
 _TOP_LEVEL = ("preset", "worker", "defaults", "tasks")
 
 
@@ -163,5 +159,8 @@ def task_table(name: str) -> str:
 
 def _misplaced(key: str, possible: Collection[str]) -> str:
     """Return a hint for an unknown key: where it belongs, or which word was meant."""
-    belongs = [f"this is {words}." for kind, words in _TABLES.items() if key in kind.__struct_fields__]
-    return belongs[0] if belongs else f"there is no such option here. {did_you_mean(key, possible)}"
+    if key in TaskOptions.__struct_fields__:
+        return "this is an option of a task, which belongs in [defaults] or a table such as [tasks.embed]."
+    if key in WorkerOptions.__struct_fields__:
+        return "this is an option of a worker, which belongs in [worker]."
+    return f"there is no such option here. {did_you_mean(key, possible)}"

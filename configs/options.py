@@ -14,6 +14,7 @@ _Count = Annotated[int, Meta(ge=1)]
 _Text = Annotated[str, Meta(min_length=1)]
 _Limit = Annotated[_Count | None, Meta(description='a whole number from 1 up, or None ("none" in a file)')]
 _Sizes = Annotated[Sequence[_Count], Meta(description="a list of ascending whole numbers from 1 up")]
+_Names = Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")]
 _Bytes = Annotated[_Count, Meta(description="a whole number of bytes from 1 up")]
 _TimeLimit = Annotated[float, Meta(gt=0, le=1e6, description="a number of seconds above 0, up to 1,000,000")]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6, description="a number of seconds from 0 to 1,000,000")]
@@ -62,7 +63,8 @@ class TaskOptions(Options, frozen=True, kw_only=True):
     look_ahead: Annotated[int, Meta(ge=1, le=10_000, description="a whole number of batches from 1 to 10,000")] = 8
     #: Milliseconds after enqueue from which a job is served before any other, whatever its priority; inf: never.
     max_age_ms: Annotated[float, Meta(ge=0, description="a number of ms from 0 up, or inf")] = 10_000.0
-    #: Seconds after which a running batch counts as hung: its jobs' leases are no longer refreshed.
+    #: Seconds that user code may work on one batch, in each step (preparing, collating, running, postprocessing). After
+    #: that it counts as hung, and its jobs' leases are no longer refreshed.
     batch_time_limit_s: _TimeLimit = 300.0
 
     def __post_init__(self) -> None:
@@ -85,9 +87,7 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
     """What one worker serves, and how it claims, holds and settles."""
 
     #: Names of the batch tasks that are loaded and served; None: all of the app's.
-    tasks: Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")] = (
-        None
-    )
+    tasks: _Names = None
     #: Where models are loaded: "auto" (CUDA where a GPU is to be had, else the CPU) or a torch device name.
     device: Annotated[_Text, Meta(description='"auto" or a torch device')] = "auto"
     #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.

@@ -2,5 +2,3 @@
 
 from .client import ENQUEUED_AT, BulkResult
 from .task.batch_task import BatchTask
-
-__all__ = ["ENQUEUED_AT", "BatchTask", "BulkResult"]

@@ -3,8 +3,9 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,13 +42,12 @@ def publish_options(
         shown = serializer.summarise(value)
         if shown is not value and name not in options:
             ours[name] = private.saferepr(shown, private.argsrepr_size(app))
-    producer = options.get("producer")
-    if isinstance(producer, Producer):  # a group or a chord brings it, for example
-        yield {**ours, "producer": Publisher(producer)}
-    elif more or producer or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager:
+    given = options.get("producer")  # that of a group or a chord, for example
+    goes_elsewhere = more or given or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager
+    if goes_elsewhere and not isinstance(given, Producer):
         yield ours
     else:
-        with app.producer_or_acquire() as producer:
+        with app.producer_or_acquire(given) as producer:
             yield {**ours, "producer": Publisher(producer)}
 
 
@@ -68,9 +68,15 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
     with app.producer_or_acquire() as producer:
         if alike and not _may_differ(app):
             publisher = Publisher(producer)
-            template = _Template(task, calls[0], publisher.connection, options)
-            if template.fits_all and publisher.takes(template.options):
-                return BulkResult(app, _publish_like(template, calls, publisher))
+            body, given = _as_celery_sends(task, calls[0], publisher.connection, options)
+            # The other messages can be made of it, because it has Celery's protocol 2 and plain headers.
+            if isinstance(body, tuple) and is_plain(given["headers"]) and publisher.takes(given):
+                ids = [str(uuid.uuid4()) for _ in calls]
+                messages = _messages(app, body, given, ids, calls)
+                with private.kombu_errors(publisher.connection):
+                    while chunk := [*islice(messages, _CHUNK)]:
+                        publisher.send(chunk, given)
+                return BulkResult(app, ids)
         with producer.batch():
             return BulkResult(app, [task.apply_async(args, producer=producer, **options).id for args in calls])
 
@@ -81,56 +87,36 @@ def _may_differ(app: Celery) -> bool:
     return bool(heard) or app.conf.task_send_sent_event or not private.routes_by_name(app)
 
 
-def _publish_like(template: "_Template", calls: Sequence[tuple[Any, ...]], publisher: Publisher) -> list[str]:
-    """Publish a message like the template's for each call; return their task ids."""
-    ids = [str(uuid.uuid4()) for _ in calls]
-    with private.kombu_errors(publisher.connection):
-        for start in range(0, len(calls), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            publisher.send(list(template.messages(chunk, calls, start)), template.options)
-    return ids
+def _as_celery_sends(task: Task, args: Any, connection: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the body of one call's message, and the options with which Celery publishes it."""
+    published: list[tuple[Any, dict[str, Any]]] = []
+    recorder = SimpleNamespace(connection=connection, publish=lambda body, **given: published.append((body, given)))
+    # Without a result, so that Celery does not begin to wait for it.
+    task.apply_async(args, **{**options, "producer": recorder, "ignore_result": True, "add_to_parent": False})
+    body, given = published[0]
+    given["headers"]["ignore_result"] = bool(options.get("ignore_result", task.ignore_result))
+    # Unless the caller gave it, `argsrepr` is of this call alone.
+    return body, {name: value for name, value in given.items() if name != "argsrepr" or name in options}
 
 
-class _Template:
-    """The message that Celery makes of one call. Messages of the other calls differ in id and arguments alone."""
-
-    def __init__(self, task: Task, args: tuple[Any, ...], connection: Any, options: Mapping[str, Any]) -> None:
-        published: list[tuple[Any, dict[str, Any]]] = []
-        recorder = SimpleNamespace(connection=connection, publish=lambda body, **given: published.append((body, given)))
-        # Without a result, so that Celery does not begin to wait for it.
-        task.apply_async(args, **{**options, "producer": recorder, "ignore_result": True, "add_to_parent": False})
-        self._body, given = published[0]
-        self._argsrepr_size = private.argsrepr_size(task.app)
-        self._hides_args = "argsrepr" in options
-        #: Options of `kombu.Producer.publish`, the same for all calls. Celery's `argsrepr` is of this call alone.
-        self.options = {name: value for name, value in given.items() if name != "argsrepr"}
-        ignores_result = bool(options.get("ignore_result", task.ignore_result))
-        self._headers = {**self.options["headers"], "ignore_result": ignores_result}
-
-    @property
-    def fits_all(self) -> bool:
-        """Whether the other messages can be made of this one: it has Celery's protocol 2 and plain headers."""
-        return isinstance(self._body, tuple) and is_plain(self._headers)
-
-    def messages(self, ids: Iterable[str], calls: Sequence[tuple[Any, ...]], start: int) -> Iterator[bytes]:
-        """Yield a message for each of `calls` from `start` on, as many as there are `ids`."""
-        _, kwargs, embed = self._body
-        name = self.options["serializer"]
-        rest, rest_raw = serializer.encode_by(name, [kwargs, embed])
-        is_root = self._headers["root_id"] == self._headers["id"]
-        for place, task_id in enumerate(ids, start):
-            args = calls[place]
-            headers = {**self._headers, "id": task_id}
-            if not self._hides_args:
-                headers["argsrepr"] = private.saferepr(serializer.summarise(args), self._argsrepr_size)
-            if is_root:
-                headers["root_id"] = task_id
-            try:
-                text, raw = serializer.encode_by(name, args)
-            except Exception as exc:  # whatever an object's own methods raise
-                raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
-            body = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
-            yield msgspec.json.encode(kombu_message(headers, body, self.options, task_id, task_id))
+def _messages(app: Celery, body: Any, given: dict[str, Any], ids: list[str], calls: Sequence[Any]) -> Iterator[bytes]:
+    """Yield the message of each call, which differs in id and arguments alone from the message that Celery sends."""
+    _, kwargs, embed = body
+    size = private.argsrepr_size(app)
+    rest, rest_raw = serializer.encode_by(given["serializer"], [kwargs, embed])
+    is_root = given["headers"]["root_id"] == given["headers"]["id"]
+    for place, (task_id, args) in enumerate(zip(ids, calls, strict=True)):
+        headers = {**given["headers"], "id": task_id}
+        if "argsrepr" not in given:
+            headers["argsrepr"] = private.saferepr(serializer.summarise(args), size)
+        if is_root:
+            headers["root_id"] = task_id
+        try:
+            text, raw = serializer.encode_by(given["serializer"], args)
+        except Exception as exc:  # whatever an object's own methods raise
+            raise EncodeError(f"Call {place} of {len(calls)}, counted from 0: {exc}") from exc
+        message = serializer.join(b"[%b, %b" % (text, rest[1:]), [*raw, *rest_raw])
+        yield msgspec.json.encode(kombu_message(headers, message, given, task_id, task_id))
 
 
 class BulkResult(Sequence[AsyncResult]):
@@ -183,16 +169,15 @@ class BulkResult(Sequence[AsyncResult]):
 
     def _iterate_on_redis(self, deadline: float | None, interval: float) -> Iterator[AsyncResult]:
         outcomes: dict[str, Any] = {}
-        place, pause = 0, threading.Event()
-        while place < len(self.ids):
-            found = private.read_outcomes(self.app.backend, self.ids[place : place + _CHUNK])
-            outcomes |= {task_id: meta for task_id, meta in found.items() if meta["status"] in states.READY_STATES}
-            while place < len(self.ids) and self.ids[place] in outcomes:
-                result = self.app.AsyncResult(self.ids[place])
-                private.set_outcome(result, outcomes.pop(result.id))
-                place += 1
-                yield result
-            if place < len(self.ids):
-                if deadline is not None and time.monotonic() >= deadline:
+        pause, asked = threading.Event(), False
+        for place, task_id in enumerate(self.ids):
+            while task_id not in outcomes:
+                if asked and deadline is not None and time.monotonic() >= deadline:
                     raise CeleryTimeoutError(f"{len(self.ids) - place} of {len(self.ids)} results are not there yet.")
-                pause.wait(interval)
+                pause.wait(interval if asked else 0)
+                asked = True
+                found = private.read_outcomes(self.app.backend, self.ids[place : place + _CHUNK])
+                outcomes |= {key: meta for key, meta in found.items() if meta["status"] in states.READY_STATES}
+            result = self.app.AsyncResult(task_id)
+            private.set_outcome(result, outcomes.pop(task_id))
+            yield result

@@ -64,11 +64,9 @@ from celery.app.annotations import resolve_all
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
 from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
-from celery.utils.functional import head_from_fun
-from celery.utils.saferepr import saferepr
+from celery.utils.functional import head_from_fun as head_from_fun
+from celery.utils.saferepr import saferepr as saferepr
 from kombu import Consumer
-
-__all__ = ["head_from_fun", "saferepr"]
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
@@ -139,10 +137,8 @@ class QuietConsumer(Consumer):
             self._active_tags[queue.name] = queue.name
 
 
-def payload_of(request: Any) -> tuple[Any, Any, Any]:
-    """Return the arguments, keyword arguments and embedded signatures of a worker's `Request`."""
-    args, kwargs, embed = request._payload
-    return args, kwargs, embed
+#: The arguments, keyword arguments and embedded signatures of a worker's `Request`.
+payload_of: Callable[[Any], tuple[Any, Any, Any]] = attrgetter("_payload")
 
 
 def keeps_chord_parts_as_known(backend: RedisBackend) -> bool:

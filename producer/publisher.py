@@ -18,7 +18,6 @@ _KNOWN_OPTIONS = frozenset(
     "immediate mandatory".split()  # these two mean nothing on Redis
 )
 _CONTENT = {"json": ("application/json", "utf-8"), serializer.NAME: (serializer.CONTENT_TYPE, "binary")}
-_KOMBUS_PUBLISH = ("kombu.messaging", "Producer.publish")
 
 
 class Publisher:
@@ -117,7 +116,7 @@ def _is_wrapped() -> bool:
     """
     publish = Producer.publish
     name = (getattr(publish, "__module__", None), getattr(publish, "__qualname__", None))
-    return name != _KOMBUS_PUBLISH or hasattr(publish, "__wrapped__")
+    return name != ("kombu.messaging", "Producer.publish") or hasattr(publish, "__wrapped__")
 
 
 def _expires(entity: Any) -> bool:

@@ -38,13 +38,21 @@ def check(broker: str, node: str, timeout: float, key_prefix: str) -> str | None
     if figures == "starting":
         return f"{node} is loading its models."
     if isinstance(figures, dict) and figures.get("hung"):
-        return f"{node} hangs: its batch has been running for longer than batch_time_limit_s."
+        return f"{node} hangs: its model or a hook has worked on a batch for longer than batch_time_limit_s."
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line, and return 0 if the worker can serve, else 1."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m batchery.worker.health", description="Is this worker ready?")
+    broker = os.environ.get("CELERY_BROKER_URL", _DEFAULT_BROKER)
+    # The default is not formatted into the help, because the variable may hold a password.
+    parser.add_argument("--broker", default=broker, help=f"default: CELERY_BROKER_URL, else {_DEFAULT_BROKER}")
+    parser.add_argument("--node", default="celery@%h", help="the worker's name, as in its -n; default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for an answer; default: 3")
+    parser.add_argument("--key-prefix", default="", help="the app's global_keyprefix, if it has one")
+    parser.add_argument("--alive", action="store_true", help="for liveness probes: pass while the broker is away")
+    options = parser.parse_args(argv)
     node = host_format(default_nodename(options.node))
     try:
         problem = check(options.broker, node, options.timeout, options.key_prefix)
@@ -55,18 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     sys.stdout.write(f"{problem or f'{node} is ready.'}\n")
     return 1 if problem else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m batchery.worker.health", description="Is this worker ready?")
-    broker = os.environ.get("CELERY_BROKER_URL", _DEFAULT_BROKER)
-    # The default is not formatted into the help, because the variable may hold a password.
-    parser.add_argument("--broker", default=broker, help=f"default: CELERY_BROKER_URL, else {_DEFAULT_BROKER}")
-    parser.add_argument("--node", default="celery@%h", help="the worker's name, as in its -n; default: %(default)s")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for an answer; default: 3")
-    parser.add_argument("--key-prefix", default="", help="the app's global_keyprefix, if it has one")
-    parser.add_argument("--alive", action="store_true", help="for liveness probes: pass while the broker is away")
-    return parser
 
 
 if __name__ == "__main__":

@@ -102,3 +102,6 @@ MAX_BODY_BYTES = 64 * 2**20
 #: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
+
+#: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
+EXIT_GRACE_S = 30.0

@@ -72,9 +72,8 @@ class CostModel:
         self._max_size = max_batch_size
         self._max_tokens = max_batch_tokens
         self._preferred = preferred_batch_sizes
-        # The last measurements near each shape, each as (ms relative to the linear cost, count, longest, ms).
-        self._measured: dict[tuple[int, int], deque[tuple[float, int, int, float]]] = {}
-        self._measured_at: dict[tuple[int, int], int] = {}
+        # The last measurements near each shape: (ms relative to the linear cost, count, longest, ms, their number).
+        self._measured: dict[tuple[int, int], deque[tuple[float, int, int, float, int]]] = {}
         self._observed = 0
         self._not_in_table = 0
         self._sizes = _knots(max_batch_size)
@@ -101,8 +100,7 @@ class CostModel:
         self._observed += 1
         half_octaves = round(2 * log2(count)), round(2 * log2(max(1, length)))
         measured = self._measured.setdefault(half_octaves, deque(maxlen=_KEPT_PER_SHAPE))
-        measured.append((ms / _linear_cost(count, length), count, length, ms))
-        self._measured_at[half_octaves] = self._observed
+        measured.append((ms / _linear_cost(count, length), count, length, ms, self._observed))
         self._not_in_table += 1
         if self._not_in_table > min(_REFRESH_AFTER, self._observed // 4):
             self._table = None
@@ -110,8 +108,7 @@ class CostModel:
     def __call__(self, sizes: ArrayLike, longest: ArrayLike, /) -> Floats:
         """Return the milliseconds of batches of `sizes` jobs padded to `longest`; the two arrays are broadcast."""
         counts, lengths = np.asarray(sizes), np.asarray(longest)
-        self._cover(int(counts.max(initial=1)), int(lengths.max(initial=1)))
-        table = self._tabulate() if self._table is None else self._table
+        table = self._covering(int(counts.max(initial=1)), int(lengths.max(initial=1)))
         column, across = _position(self._lengths, lengths)
         if lengths.ndim == 0:  # Three times as fast for jobs without lengths, whose cost is mostly planning.
             ms = table[:, column] * (1 - across) + table[:, column + 1] * across
@@ -119,33 +116,31 @@ class CostModel:
         row, down = _position(self._sizes, counts)
         upper = table[row, column] * (1 - across) + table[row, column + 1] * across
         lower = table[row + 1, column] * (1 - across) + table[row + 1, column + 1] * across
-        costs: Floats = upper * (1 - down) + lower * down
-        return costs
+        return upper * (1 - down) + lower * down
 
     def _fitting(self, count: int, length: int) -> int:
         return count if self._max_tokens is None or not length else max(1, min(count, self._max_tokens // length))
 
-    def _cover(self, count: int, longest: int) -> None:
+    def _covering(self, count: int, longest: int) -> Floats:
+        """Return the milliseconds at `_sizes` (rows) and `_lengths` (columns), which reach up to this batch."""
         if count > self._sizes[-1]:
             self._sizes, self._table = _knots(count), None
         if longest > self._lengths[-1]:
             self._lengths, self._table = _knots(longest), None
-
-    def _tabulate(self) -> Floats:
-        """Compute the table of milliseconds at `_sizes` (rows) and `_lengths` (columns)."""
-        self._not_in_table = 0
-        sizes, lengths = self._sizes[:, None], self._lengths[None, :]
-        table = self._corrected(sizes, lengths) if self._measured else _DEFAULT_TOKEN_MS * _linear_cost(sizes, lengths)
-        self._table = _monotone(table)
+        if self._table is None:
+            self._not_in_table = 0
+            sizes, lengths = self._sizes[:, None], self._lengths
+            unmeasured = _DEFAULT_TOKEN_MS * _linear_cost(sizes, lengths)
+            self._table = _monotone(self._corrected(sizes, lengths) if self._measured else unmeasured)
         return self._table
 
     def _corrected(self, sizes: Floats, lengths: Floats) -> Floats:
         """Return the formula's milliseconds with the local corrections applied."""
         # The lower median counts, because a first run is often slow for reasons that do not recur.
         medians = [sorted(measured)[(len(measured) - 1) // 2] for measured in self._measured.values()]
-        _, count, longest, ms = np.array(medians).T
+        _, count, longest, ms, _ = np.array(medians).T
         kept = np.array([*map(len, self._measured.values())])
-        age = self._observed - np.array([*self._measured_at.values()])
+        age = self._observed - np.array([measured[-1][-1] for measured in self._measured.values()])
         weight = kept / _KEPT_PER_SHAPE * 0.5 ** (age / _HALF_LIFE)
         coefficients = _fit(count, longest, ms, weight, self._max_size)
         least = ms.min() / 1000  # Without a launch cost the formula would make jobs of length 0 free.
@@ -200,7 +195,7 @@ def _monotone(table: Floats) -> Floats:
     return (above + below) / 2
 
 
-def _octaves(values: Floats) -> Any:
+def _octaves(values: Floats) -> Floats:
     return np.log2(np.maximum(values, 1))
 
 
@@ -217,10 +212,8 @@ def _position(knots: Floats, values: NDArray[np.int64]) -> tuple[NDArray[np.intp
 
 def _levels(most: int, least: int) -> list[int]:
     """Return ascending levels, each about a quarter of the next, from `least` (`most` if smaller) up to `most`."""
-    levels = [most]
-    while levels[-1] // 4 >= 2 * least:
-        levels.append(levels[-1] // 4)
-    return sorted({*levels, min(least, most)})
+    quarters = (most // 4**step for step in range(1, most.bit_length()))
+    return sorted({most, min(least, most), *(level for level in quarters if level >= 2 * least)})
 
 
 def _coarse_to_fine(levels: list[int]) -> list[int]:

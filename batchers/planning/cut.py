@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from .cost import CostFunction, Floats
 
+#: Units that one decision looks at, and units in the largest batch: jobs, or groups of jobs if a batch may be larger. A
+#: table of prices has a cell for each pair, 1 MB in all.
+_SEEN, _LARGEST = 512, 256
+
 #: How much more per job a larger batch of equal jobs may cost, as a ratio, because measurements are noisy.
 _NOISE_TOLERANCE = 1.02
 
@@ -40,22 +44,66 @@ class Limits:
         rows: NDArray[np.int64] = sizes[np.searchsorted(sizes, counts[counts <= sizes[-1]])]
         return rows
 
-    def allow(self, count: int, longest: int) -> bool:
-        """Tell whether `count` jobs, two or more, may form one batch."""
+    def most(self, longest: int) -> int:
+        """Return how many jobs may form one batch if the longest of them is as long as this."""
         rows = self.rows()
-        return count <= len(rows) and (self.max_tokens is None or rows[count - 1] * longest <= self.max_tokens)
+        if self.max_tokens is None or not longest:
+            return len(rows)
+        return max(1, int(rows.searchsorted(min(self.max_tokens // longest, rows[-1]), "right")))
 
 
-def price(lengths: Sequence[int], cost: CostFunction, limits: Limits) -> Floats:
-    """Return the costs of batches, of shape (jobs, largest batch); inf for a batch that exceeds its limits.
+def best_batch(
+    lengths: Sequence[int], required: int, cost: CostFunction, limits: Limits, *, backlog: bool
+) -> tuple[int, int]:
+    """Return the start and end (exclusive) of the batch to run now, which contains job `required`.
 
-    Entry [i, n - 1] is the cost of the n jobs that end with job i. `lengths` must be ascending.
+    `lengths` must be ascending, and `backlog` is that of `batch_around`. Where a batch may have more than 256 jobs,
+    jobs of about the same length are taken in groups, so that the tables stay small, and a 128th of the largest batch
+    may stay empty. If a single group is best, the batch is a part of it.
     """
-    rows = limits.rows()
+    largest = min(limits.most(lengths[required]), len(lengths))
+    group = 1
+    while largest > _LARGEST * group:
+        group *= 2
+    seen = _SEEN * group
+    first = max(0, min(required - seen // 2, len(lengths) - seen))
+    near = np.array(lengths[first : first + seen], dtype=np.int64)
+    lead = -len(near) % group  # The first group is filled up with jobs that do not exist.
+    near = np.concatenate((np.repeat(near[:1], lead), near))
+    prices = _price_groups(near, cost, limits, group)
+    start, end = batch_around(prices, (required - first + lead) // group, backlog=backlog)
+    single = end - start == 1 and group > 1
+    start, end = max(first, first + start * group - lead), first + end * group - lead
+    if single:
+        inner_start, inner_end = best_batch(lengths[start:end], required - start, cost, limits, backlog=False)
+        return start + inner_start, start + inner_end
+    return start, end
+
+
+def _price_groups(lengths: NDArray[np.int64], cost: CostFunction, limits: Limits, group: int) -> Floats:
+    """Return what `price` does for groups of jobs instead of jobs.
+
+    A single group costs what it does in the best of some equal parts, because it may be cut further.
+    """
+    prices = price(lengths[group - 1 :: group], cost, limits, group)
+    for size in (2**power for power in range(group.bit_length() - 1)):
+        parts = price(lengths[size - 1 :: size], cost, Limits(size, limits.max_tokens, limits.sizes), size)
+        prices[:, 0] = np.minimum(prices[:, 0], parts.reshape(len(prices), -1).sum(1))
+    return prices
+
+
+def price(lengths: Sequence[int] | NDArray[np.int64], cost: CostFunction, limits: Limits, group: int = 1) -> Floats:
+    """Return the costs of batches, of shape (jobs, largest batch up to 256); inf for one that exceeds its limits.
+
+    Entry [i, n - 1] is the cost of the n jobs that end with job i. `lengths` must be ascending. Where jobs are in
+    groups, n counts groups, and each group has the length of its longest job.
+    """
+    rows = limits.rows()[group - 1 : _LARGEST * group : group]
     unique, where = np.unique(np.asarray(lengths, dtype=np.int64), return_inverse=True)
     prices = np.asarray(cost(rows[None, :], unique[:, None]), dtype=np.float64)
     if limits.max_tokens is not None:
-        prices = np.where((rows * unique[:, None] <= limits.max_tokens) | (np.arange(len(rows)) == 0), prices, np.inf)
+        alone = np.arange(len(rows)) + group == 1
+        prices = np.where((rows * unique[:, None] <= limits.max_tokens) | alone, prices, np.inf)
     return prices[where]
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...configs import TaskOptions
 from ..job import Batch, ClosedBy, Job
 from .cost import CostFunction, CostModel
-from .cut import Limits, batch_around, best_count, price
+from .cut import Limits, best_batch, best_count
 from .token_ceiling import TokenCeiling
 
 
@@ -80,7 +80,7 @@ class GreedyPlanner:
         return batch
 
     def due_at(self, waiting: Sequence[Job]) -> float:
-        due_at = min(map(_enqueued_at, waiting), default=float("inf")) + self._options.max_wait_ms / 1000
+        due_at = min(map(attrgetter("enqueued_at"), waiting), default=float("inf")) + self._options.max_wait_ms / 1000
         if self._options.max_wait_ms and (expiring := [job for job in waiting if job.deadline is not None]):
             # An expiring job may have to run together with all the others.
             runs_s = self._ms(expiring, len(waiting)) / 1000
@@ -127,8 +127,7 @@ class GreedyPlanner:
     def _around(self, required: Job, waiting: Sequence[Job]) -> Batch:
         """Return the best batch that contains the job `required`."""
         others = [job for job in waiting if job is not required and job.shape_class == required.shape_class]
-        if len(set(map(self._rank, others))) > 1:
-            others.sort(key=self._rank)
+        others.sort(key=self._rank)
         others = others[: self._options.max_waiting - 1]
         if required.length is None or None in set(map(_length, others)):
             return self._in_order(required, others)
@@ -150,21 +149,22 @@ class GreedyPlanner:
         longer = sorted((job for job in others if _length(job) >= _length(required)), key=_length)
         jobs = [*shorter, required, *longer]
         limits = self._limits()
-        prices = price([*map(_length, jobs)], self._cost, limits)
-        start, end = batch_around(prices, len(shorter), backlog=2 * len(jobs) >= self._options.max_waiting)
+        backlog = 2 * len(jobs) >= self._options.max_waiting
+        start, end = best_batch([*map(_length, jobs)], len(shorter), self._cost, limits, backlog=backlog)
         return self._batch(jobs[start:end], _closed_by(jobs, start, end, limits))
 
     def _may_grow(self, batch: Batch, waiting: Sequence[Job]) -> bool:
         limits = self._limits(lengths=batch.jobs[0].length is not None)
-        return limits.allow(len(batch.jobs) + 1, batch.longest) and len(waiting) < self._options.max_waiting
+        return len(batch.jobs) < limits.most(batch.longest) and len(waiting) < self._options.max_waiting
 
 
 def _closed_by(jobs: Sequence[Job], start: int, end: int, limits: Limits) -> ClosedBy:
     count = end - start
-    if count == len(limits.rows()):
+    nearly = count + count // 128  # what `best_batch` leaves empty counts as full
+    if nearly >= len(limits.rows()):
         return "full"
     # The cheapest job to add is the next longer one or, if there is none, one as long as the longest.
-    if not limits.allow(count + 1, _length(jobs[min(end, len(jobs) - 1)])):
+    if nearly >= limits.most(_length(jobs[min(end, len(jobs) - 1)])):
         return "budget"
     return "nothing left" if count == len(jobs) else "cost"
 
@@ -173,6 +173,5 @@ def _length_or_0(job: Job) -> int:
     return job.length or 0
 
 
-_enqueued_at = attrgetter("enqueued_at")
 _deadline = attrgetter("deadline")
 _length = attrgetter("length")

@@ -14,9 +14,9 @@ class TokenCeiling:
 
     If jobs have no length, the ceiling counts jobs. One failure lowers it at once to the largest batch known to fit,
     but to between a half and seven eighths of the failed batch, because a failed batch is run again in halves. Many
-    batches near it raise it by a sixteenth. Call `failed` where `is_out_of_memory(error)`, and `succeeded` after
-    every part that ran, both with `batch_tokens(jobs)`. The planner applies the lower of the ceiling and
-    `max_batch_tokens`.
+    batches near it, or that it kept from being larger, raise it by a sixteenth. Call `failed` where
+    `is_out_of_memory(error)`, and `succeeded` after every part that ran, both with `batch_tokens(jobs)`. The planner
+    applies the lower of the ceiling and `max_batch_tokens`.
     """
 
     def __init__(self) -> None:
@@ -41,10 +41,14 @@ class TokenCeiling:
         self._near = 0
         self.limit = self._fits if self.limit is None else min(self.limit, self._fits)
 
-    def succeeded(self, tokens: int) -> None:
-        """Record that a batch of `tokens` fitted, and raise the ceiling after enough batches near it."""
+    def succeeded(self, tokens: int, *, held_down: bool = False) -> None:
+        """Record that a batch of `tokens` fitted, and raise the ceiling after enough batches near it.
+
+        A batch that the ceiling has `held_down` counts as near it however small it is: where two jobs do not fit below
+        the ceiling, every batch is a single job far below it.
+        """
         self._fits = max(self._fits, tokens)
-        if self.limit is None or tokens < self.limit * 7 // 8:
+        if self.limit is None or (tokens < self.limit * 7 // 8 and not held_down):
             return
         self._near += 1
         if self._near >= self._patience:

@@ -5,7 +5,7 @@ Torch is never imported here, because tensors bring it along. Where it is not lo
 
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,27 +23,19 @@ _STORED = {name: np.dtype(name).newbyteorder("<") for name in _SIZES.split()}
 _BFLOAT16 = "bfloat16"
 
 
-class RawArray(NamedTuple):
-    """An array as it is sent; its `cells` are a flat array of bytes."""
+def encode_array(array: Any) -> tuple[str, tuple[int, ...], Any]:
+    """Return dtype, shape and cells of a numpy array or a torch tensor, of any byte order, strides and device.
 
-    is_torch: bool
-    dtype: str
-    shape: tuple[int, ...]
-    cells: Any
-
-
-def encode_array(array: Any) -> RawArray:
-    """Return the raw form of a numpy array or a torch tensor, of any byte order, strides and device.
+    The cells are a flat array of bytes.
 
     Raises:
         TypeError: the array holds other things than numbers and bools, or is sparse, nested or masked.
         ValueError: the array has too many dimensions.
     """
-    from_torch = is_torch(array)
-    dtype, numbers = _torch_cells(array) if from_torch else _numpy_cells(array)
+    dtype, numbers = _torch_cells(array) if is_torch(array) else _numpy_cells(array)
     shape = tuple(array.shape)
     _check_shape(shape)
-    return RawArray(from_torch, dtype, shape, np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
+    return dtype, shape, np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
 
 
 def cell_bytes(dtype: Any, shape: Any, *, of_torch: bool) -> int:

@@ -7,7 +7,6 @@ import msgspec
 from kombu.utils import json as kombu_json
 
 _PLAIN = {str, int, float, bool, type(None)}
-_encode = msgspec.json.encode
 
 
 def encode_json(value: Any) -> bytes:
@@ -24,7 +23,7 @@ def encode_plain(value: Any) -> bytes | None:
     """Return the JSON of a value made of JSON's own types; None if it holds anything that only kombu can write."""
     if is_plain(value):
         with contextlib.suppress(ValueError, OverflowError):  # kombu writes lone surrogates and huge integers
-            encoded = _encode(value)
+            encoded = msgspec.json.encode(value)
             # msgspec writes null for NaN and infinities, where kombu writes their names.
             if b"null" not in encoded or not _has_odd_float(value):
                 return encoded
@@ -53,10 +52,8 @@ def as_lists(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):
         if "complex" in str(getattr(value, "dtype", "")):
-            raise TypeError(
-                f"JSON cannot carry a result of {value.dtype}: return its real and imaginary parts, or set "
-                'result_serializer = "batchery".'
-            )
+            advice = 'return its real and imaginary parts, or set result_serializer = "batchery".'
+            raise TypeError(f"JSON cannot carry a result of {value.dtype}: {advice}")
         return value.tolist()
     if isinstance(value, dict) and not set(map(type, value.values())) <= _PLAIN:
         return {key: as_lists(part) for key, part in value.items()}

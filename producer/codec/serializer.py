@@ -19,11 +19,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from celery import Celery
 from kombu import serialization
 from kombu.utils import json as kombu_json
 
-from ...batchers.arrays import is_array
+from ...batchers.arrays import is_array, is_torch
 from .arrays import cell_bytes, decode_array, encode_array
 from .json import encode_json, encode_plain, is_plain
 
@@ -46,7 +45,7 @@ def dumps(value: Any) -> bytes:
         TypeError: something in `value` cannot be sent.
         ValueError: an array with too many dimensions, or a value that contains itself.
     """
-    return join(*encode(value))
+    return join(*encode_by(NAME, value))
 
 
 def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
@@ -72,8 +71,13 @@ def loads(payload: "bytes | bytearray | memoryview | str") -> Any:
     return value
 
 
-def encode(value: Any) -> tuple[bytes, Sequence[Any]]:
-    """Return a value's JSON, and the raw bytes that go behind it; raises as `dumps`."""
+def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
+    """Return a value's JSON, and the raw bytes that go behind it; raises as `dumps`.
+
+    They are written by the serializer of that name, this one or "json", which has no raw bytes.
+    """
+    if name != NAME:
+        return encode_json(value), ()
     plain = encode_plain(value)
     if plain is not None:
         return plain, ()
@@ -81,20 +85,9 @@ def encode(value: Any) -> tuple[bytes, Sequence[Any]]:
     return encoder.encode(value).encode(), encoder.raw
 
 
-def encode_by(name: str, value: Any) -> tuple[bytes, Sequence[Any]]:
-    """Return a value encoded by the serializer of that name, this one or "json", as `encode` does."""
-    return encode(value) if name == NAME else (encode_json(value), ())
-
-
 def join(text: bytes, raw: Sequence[Any]) -> bytes:
     """Return the payload of some JSON and of the raw bytes that go behind it."""
     return b"".join((text, _END_OF_JSON, *raw)) if raw else text
-
-
-def accept(app: Celery) -> None:
-    """Let `app` read tasks and results in this serializer, unless the app has chosen what it accepts."""
-    if not app.conf.value_set_for("accept_content"):
-        app.conf.accept_content = [*app.conf.accept_content, NAME]
 
 
 class _Encoder(kombu_json.JSONEncoder):
@@ -104,8 +97,8 @@ class _Encoder(kombu_json.JSONEncoder):
 
     def default(self, value: Any) -> Any:
         if is_array(value):
-            array = encode_array(value)
-            return self._behind(array.cells, _TENSOR if array.is_torch else _ARRAY, [array.dtype, array.shape])
+            dtype, shape, cells = encode_array(value)
+            return self._behind(cells, _TENSOR if is_torch(value) else _ARRAY, [dtype, shape])
         if isinstance(value, np.bool_ | np.number) and not isinstance(value, np.longdouble | np.clongdouble):
             return value.item()
         if isinstance(value, bytes | bytearray | memoryview):

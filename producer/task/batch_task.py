@@ -12,9 +12,6 @@ from .local import run_call, run_calls
 from .model import TaskModel
 from .signature import is_plain_function
 
-#: Functions given as options of the decorator (`length=len`); they must not turn into methods.
-_FUNCTION_OPTIONS = ("length", "preprocess", "preprocess_many", "postprocess")
-
 
 class BatchTask(TaskModel):
     """A Celery task that runs in batches: one call in, one result out, one forward pass for many.
@@ -32,8 +29,6 @@ class BatchTask(TaskModel):
     Every option of configs.TaskOptions is an attribute too, with its default there: `max_batch_size`, `max_wait_ms`...
     """
 
-    abstract = True
-
     #: The batching options that `task_annotations` have set.
     _annotated: ClassVar[Set[str]] = frozenset()
 
@@ -46,7 +41,8 @@ class BatchTask(TaskModel):
         super().__init_subclass__(**kwargs)
         own = vars(cls)
         with error_context(cls):
-            for name in _FUNCTION_OPTIONS:
+            # Functions given as options of the decorator (`length=len`) must not turn into methods.
+            for name in ("length", "preprocess", "preprocess_many", "postprocess"):
                 if is_plain_function(own.get(name), decorated=bool(own.get(private.DECORATED))):
                     setattr(cls, name, staticmethod(own[name]))
             cls._signature, cls._run_gets_columns = read_definition(cls)

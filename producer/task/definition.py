@@ -8,7 +8,7 @@ from typing import Any
 from ...configs import TASK_OPTION_NAMES, TaskOptions
 from .. import private
 from .hooks import TaskHooks
-from .signature import CallSignature
+from .signature import CallSignature, attempt
 
 
 @contextlib.contextmanager
@@ -25,10 +25,8 @@ def error_context(task: Any) -> Iterator[None]:
 def read_definition(task_class: Any) -> tuple[CallSignature, bool]:
     """Return the signature of one call, and whether `run` gets its parameters as columns."""
     if private.pydantic_dump(task_class) is not None:
-        raise TypeError(
-            "pydantic=True validates one call, but this function gets whole batches. "
-            "Write a BatchTask class and validate in its preprocess()."
-        )
+        advice = "Write a BatchTask class and validate in its preprocess()."
+        raise TypeError(f"pydantic=True validates one call, but this function gets whole batches. {advice}")
     found = {name: inspect.getattr_static(task_class, name) for name in ("preprocess", "preprocess_many", "run")}
     given = [name for name, attribute in found.items() if attribute is not vars(TaskHooks)[name]]
     source = given[0] if given else "preprocess"
@@ -36,33 +34,24 @@ def read_definition(task_class: Any) -> tuple[CallSignature, bool]:
     if source == "run" or "preprocess_many" in given:
         signature.require_columns("the function" if source == "run" else source)
     if "run" in given and source != "run" and task_class.predict is TaskHooks.predict:
-        _check_takes_batch(CallSignature(found["run"]), source)
+        run = CallSignature(found["run"])
+        if isinstance(attempt(run.item, [None], {}), TypeError):
+            raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.")
     return signature, source == "run" and signature.many
-
-
-def _check_takes_batch(run: CallSignature, source: str) -> None:
-    try:
-        run.item([None], {})
-    except TypeError:
-        raise TypeError(f"with {source} the function gets one argument, the batch: give it one parameter.") from None
 
 
 def check_budget(task: Any, max_batch_tokens: int | None) -> None:
     """Raise a ValueError if the task cannot keep a token budget; its batcher may be made by `load`."""
     if max_batch_tokens is not None and task.length is None and not hasattr(task.batcher, "length"):
-        raise ValueError(
-            f"max_batch_tokens = {max_batch_tokens!r} needs to know an item's length: give length=, or a batcher "
-            "that has a length()."
-        )
+        advice = "give length=, or a batcher that has a length()."
+        raise ValueError(f"max_batch_tokens = {max_batch_tokens!r} needs to know an item's length: {advice}")
 
 
 def check_options(task_class: Any) -> None:
     """Raise a TypeError or ValueError if the task has an option that is not possible."""
     if not task_class.acks_late:
-        raise TypeError(
-            f"acks_late = {task_class.acks_late!r} is not possible: a job is acknowledged with its result, or a worker "
-            "that dies would lose its batch. Leave acks_late out."
-        )
+        reason = "a job is acknowledged with its result, or a worker that dies would lose its batch."
+        raise TypeError(f"acks_late = {task_class.acks_late!r} is not possible: {reason} Leave acks_late out.")
     read_options(task_class)
 
 

@@ -14,9 +14,7 @@ def resolve_device(device: str) -> str:
     """Return the torch device name that "auto" stands for on this machine; any other name is returned as it is."""
     if device != "auto":
         return device
-    if sys.platform == "linux" and not any(driver.exists() for driver in _DRIVERS):
+    no_driver = sys.platform == "linux" and not any(driver.exists() for driver in _DRIVERS)
+    if no_driver or importlib.util.find_spec("torch") is None:
         return "cpu"
-    if importlib.util.find_spec("torch") is None:
-        return "cpu"
-    torch = importlib.import_module("torch")
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"

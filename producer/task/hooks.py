@@ -14,8 +14,6 @@ from .signature import CallSignature
 class TaskHooks(Task):
     """The options and hooks of `BatchTask`, with their defaults."""
 
-    abstract = True
-
     #: Items to a batch and back; by default the batch is the list of items.
     batcher: Batcher = ListBatcher()
     #: `length(item)` counts an item's tokens; None: the batcher's own `length`, if it has one.

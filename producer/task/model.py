@@ -13,11 +13,12 @@ from .hooks import TaskHooks
 from .local import map_sound
 from .signature import attempt
 
+#: An item's length at most: its square, and the tokens of the largest batch, are still numbers of numpy's int64.
+_LONGEST = 2**31 - 1
+
 
 class TaskModel(TaskHooks):
     """Loads a task's model and makes items of calls; user code is reached through the hooks alone."""
-
-    abstract = True
 
     #: Reentrant, because a model's `load` may warm it up with `run_batch`.
     _load_lock: ClassVar[threading.RLock]
@@ -63,20 +64,18 @@ class TaskModel(TaskHooks):
     def ensure_loaded(self, device: str = "auto") -> str:
         """Load the model unless it is loaded; return the name of its device."""
         with self._load_lock:
-            return self.device or self._load(resolve_device(device))
-
-    def _load(self, device: str) -> str:
-        self.device = device
-        # Read once, because Celery takes its time to look up a setting.
-        self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
-        try:
-            self.load(device)
-            with error_context(self):
-                check_budget(self, self.max_batch_tokens)
-        except BaseException:
-            self.device = None
-            raise
-        return self.device
+            if self.device is None:
+                self.device = resolve_device(device)
+                # Read once, because Celery takes its time to look up a setting.
+                self._results_take_arrays = self.app.conf.result_serializer == serializer.NAME
+                try:
+                    self.load(self.device)
+                    with error_context(self):
+                        check_budget(self, self.max_batch_tokens)
+                except BaseException:
+                    self.device = None
+                    raise
+            return self.device
 
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Turn many calls' arguments into items, an exception instance for each that failed."""
@@ -94,9 +93,14 @@ class TaskModel(TaskHooks):
         count = self.length or getattr(self.batcher, "length", None)
         if count is None:
             return None
-        length = int(count(item))
-        if length < 0:
-            raise ValueError(f"Task {self.name}: an item's length is {length}: it must be from 0 up.")
+        counted = count(item)
+        try:
+            length = -1 if isinstance(counted, bool) else int(counted)
+        except (TypeError, ValueError, OverflowError):  # It is no number, or not a finite one.
+            length = -1
+        if not 0 <= length <= _LONGEST:
+            told = f"{counted!r:.40}" if abs(length) < 2**64 else "a number of more than 64 bits"
+            raise ValueError(f"Task {self.name}: an item's length is {told}: it must be from 0 to {_LONGEST:,}.")
         return length
 
     def _preprocess(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -3,11 +3,10 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
-from typing import Any
+from typing import Any, cast
 
 from .. import private
 
-_BUILTIN_METHODS = (MethodDescriptorType, WrapperDescriptorType)
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -34,12 +33,9 @@ class CallSignature:
         """Raise a TypeError unless every parameter of `what` can become a column of a batch."""
         if not self._parameters:
             raise TypeError(f"{what} needs a parameter: it gets the items as a list.")
-        odd = [str(parameter) for parameter in self._parameters if parameter.kind not in _NAMED]
-        if odd:
-            raise TypeError(
-                f"{', '.join(odd)} cannot become a column of a batch. Give {what} plain parameters, each of which gets "
-                "a list, or define preprocess() for one call."
-            )
+        if odd := ", ".join(str(parameter) for parameter in self._parameters if parameter.kind not in _NAMED):
+            advice = f"Give {what} plain parameters, each of which gets a list, or define preprocess() for one call."
+            raise TypeError(f"{odd} cannot become a column of a batch. {advice}")
 
     def item(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return one call's item: its argument, or the tuple of its arguments with the defaults filled in.
@@ -47,12 +43,11 @@ class CallSignature:
         Raises:
             TypeError: the arguments do not fit the signature.
         """
-        if not kwargs and self._all_named and len(args) == len(self._parameters):
-            return tuple(args) if self.many else args[0]
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = tuple(bound.arguments.values())
-        return values if self.many else values[0]
+        if kwargs or not self._all_named or len(args) != len(self._parameters):
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = tuple(bound.arguments.values())
+        return tuple(args) if self.many else args[0]
 
     def items(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         """Return each call's item, or the TypeError of a call that does not fit."""
@@ -86,7 +81,9 @@ def is_plain_function(option: Any, *, decorated: bool) -> bool:
     """
     if not callable(option) or isinstance(option, staticmethod):
         return False
-    is_method = hasattr(type(option), "__get__") and not isinstance(option, _BUILTIN_METHODS)
+    is_method = hasattr(type(option), "__get__") and not isinstance(
+        option, MethodDescriptorType | WrapperDescriptorType
+    )
     return decorated or not is_method or next(iter(inspect.signature(option).parameters), None) != "self"
 
 
@@ -99,5 +96,4 @@ def _quick_check(function: Any, skip_self: bool) -> Callable[..., Any] | None:
         named = FunctionType(code, space, "preprocess", function.__defaults__, function.__closure__)
         named.__kwdefaults__ = function.__kwdefaults__
         function = named
-    check: Callable[..., Any] = private.head_from_fun(function, bound=skip_self)
-    return check
+    return cast(Callable[..., Any], private.head_from_fun(function, bound=skip_self))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.batchers.isolation import is_out_of_memory, is_sticky, run_isolated
+from batchery.batchers.isolation import is_out_of_memory, run_isolated
 from batchery.batchers.job import Batch, Job, Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,14 +154,14 @@ def fail_in_a_chain(array: np.ndarray[Any, Any]) -> None:
         inner = array.view()
         raise MemoryError(f"{inner.size} cells")
     except MemoryError as exc:
-        raise RuntimeError("out of memory") from exc
+        raise RuntimeError("CUDA out of memory.") from exc
 
 
 def fail_while_handling(array: np.ndarray[Any, Any]) -> None:
     try:
         fail_at_once(array)
     except MemoryError:
-        raise RuntimeError("out of memory") from None
+        raise RuntimeError("CUDA out of memory.") from None
 
 
 def fail_and_keep_the_error(array: np.ndarray[Any, Any]) -> None:
@@ -192,80 +192,153 @@ def test_a_failed_jobs_traceback_still_says_where_it_failed() -> None:
     (outcome,) = [outcome for outcome in outcomes_of(batch_of(4), model) if outcome.error is not None]
     text = "".join(traceback.format_exception(outcome.error))
     assert "in fail_in_a_chain" in text
-    assert 'raise RuntimeError("out of memory") from exc' in text
+    assert 'raise RuntimeError("CUDA out of memory.") from exc' in text
     assert "The above exception was the direct cause" in text
 
 
 # -- Classes of errors -------------------------------------------------------------------------------------------------
 
 
-class Unspeakable(RuntimeError):
+class Unspeakable(Exception):
+    """Nothing can be learned from it."""
+
+    args: Any = property(lambda _: 1 / 0)
+
     def __str__(self) -> str:
         raise ValueError("this error cannot be printed")
 
-
-def caused_by(cause: BaseException) -> BaseException:
-    error = RuntimeError("the model failed")
-    error.__cause__ = cause
-    return error
+    def __bool__(self) -> bool:
+        raise ValueError("this error is neither true nor false")
 
 
-def while_handling(context: BaseException) -> BaseException:
-    error = KeyError("tokens")
-    error.__context__ = context
-    return error
+def error_of(module: str, name: str, base: type[Exception], text: str) -> Exception:
+    """An error of a package that is not installed here."""
+    kind: type[Exception] = type(name, (base,), {"__module__": module})
+    return kind(text)
 
 
-OUT_OF_MEMORY: list[BaseException] = [
+ORT = "onnxruntime.capi.onnxruntime_pybind11_state"
+
+OUT_OF_MEMORY: list[Exception] = [
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    type("OutOfMemoryError", (RuntimeError,), {})("cupy"),
+    error_of("torch.cuda", "OutOfMemoryError", RuntimeError, "CUDA out of memory."),
+    error_of("cupy.cuda.memory", "OutOfMemoryError", MemoryError, "Out of memory allocating 512 bytes"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("MPS backend out of memory (MPS allocated: 1 GiB)"),
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-    RuntimeError("Failed to allocate memory for requested buffer of size 4"),
-    RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes."),
-    caused_by(MemoryError()),
-    while_handling(MemoryError()),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    error_of(
+        ORT,
+        "RuntimeException",
+        Exception,
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code "
+        "returned while running Add node.\nFailed to allocate memory for requested buffer of size 4\n",
+    ),
+    error_of("jaxlib.xla_extension", "XlaRuntimeError", RuntimeError, "RESOURCE_EXHAUSTED: Out of memory"),
+    error_of("jax.errors", "JaxRuntimeError", RuntimeError, "RESOURCE_EXHAUSTED: Out of memory"),
 ]
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_out_of_memory_is_recognised_by_class_message_and_cause(error: BaseException) -> None:
+def test_out_of_memory_is_recognised_by_class_and_by_how_the_classes_of_frameworks_begin(error: Exception) -> None:
     assert is_out_of_memory(error)
-    assert not is_sticky(error)
 
 
-STICKY: list[BaseException] = [
-    RuntimeError("CUDA error: an illegal memory access was encountered"),
-    RuntimeError("CUDA error: device-side assert triggered"),
-    caused_by(RuntimeError("CUDA error: misaligned address")),
-    while_handling(RuntimeError("CUDA error: unspecified launch failure")),
+def test_the_error_that_torch_raises_on_the_cpu_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+
+
+#: Texts of callers, which a model may quote in its error.
+HOSTILE = [
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: device-side assert triggered",
+    "CUDA error: out of memory",
+    "CUDA out of memory.",
+    "MPS backend out of memory",
+    "[enforce fail at alloc_cpu.cpp:127]",
+    "DefaultCPUAllocator: can't allocate memory",
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+    "RESOURCE_EXHAUSTED: Out of memory",
+    "Failed to allocate memory for requested buffer of size 4",
+    "illegal instruction",
+    "out of memory",
 ]
 
 
-@pytest.mark.parametrize("error", STICKY, ids=repr)
-def test_an_error_that_loses_the_device_is_not_out_of_memory(error: BaseException) -> None:
-    assert is_sticky(error)
+class OutOfMemoryError(RuntimeError):
+    """A user's own."""
+
+
+class OwnRuntimeError(RuntimeError):
+    """A user's own."""
+
+
+QUOTING: list[Callable[[str], Exception]] = [
+    KeyError,
+    ValueError,
+    OSError,
+    NotImplementedError,
+    RecursionError,
+    OutOfMemoryError,
+    OwnRuntimeError,
+    Unspeakable,
+    lambda text: RuntimeError(Unspeakable(text)),
+    lambda text: RuntimeError(f"no such word: {text}"),
+    lambda text: RuntimeError(f"'{text}'"),
+    lambda text: torch.AcceleratorError(f"CUDA error: invalid argument ({text})"),
+    lambda text: error_of(ORT, "RuntimeException", Exception, f"[ONNXRuntimeError] : 6 : no such word: {text}!"),
+    lambda text: error_of("jaxlib.xla_extension", "XlaRuntimeError", RuntimeError, f"INVALID_ARGUMENT: {text}"),
+]
+
+
+def raised_from(error: Exception, text: str) -> Exception:
+    error.__cause__ = RuntimeError(text)
+    error.__cause__.__cause__ = Unspeakable(text)
+    return error
+
+
+def raised_while_handling(error: Exception, text: str) -> Exception:
+    error.__context__ = MemoryError(text)
+    return error
+
+
+@pytest.mark.parametrize("led_to", [lambda error, _: error, raised_from, raised_while_handling])
+@pytest.mark.parametrize("quoting", QUOTING)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_callers_text_in_an_error_decides_nothing(
+    text: str, quoting: Callable[[str], Exception], led_to: Callable[[Exception, str], Exception]
+) -> None:
+    error = led_to(quoting(text), text)
     assert not is_out_of_memory(error)
+    freed: list[Sequence[Job]] = []
+
+    def forward(items: Sequence[int]) -> list[Any]:
+        if 2 in items:
+            raise error
+        return list(items)
+
+    outcomes = [outcome for part in run_isolated(batch_of(4), forward, freed.append) for outcome in part]
+    assert [outcome.value for outcome in outcomes if outcome.error is None] == [0, 1, 3]
+    assert [outcome.error for outcome in outcomes if outcome.error is not None] == [error]
+    assert freed == []
 
 
-def test_out_of_memory_on_a_lost_device_counts_as_a_lost_device() -> None:
-    error = torch.OutOfMemoryError("CUDA out of memory.")
-    error.__context__ = RuntimeError("CUDA error: device-side assert triggered")
-    assert is_sticky(error)
-    assert not is_out_of_memory(error)
+def test_a_device_that_fails_when_it_is_asked_ends_the_batch_with_its_own_error() -> None:
+    model, asked = Model([2]), list[int]()
 
+    def check_device() -> None:
+        asked.append(len(model.runs))
+        if len(asked) == 2:
+            raise OSError("the device is lost")
 
-@pytest.mark.parametrize("error", [ValueError("too long"), RuntimeError(), Unspeakable(), KeyError("memory")], ids=type)
-def test_other_errors_are_neither(error: BaseException) -> None:
-    assert not is_out_of_memory(error)
-    assert not is_sticky(error)
-
-
-def test_a_cycle_of_causes_is_followed_only_once() -> None:
-    first, second = RuntimeError("a"), RuntimeError("b")
-    first.__cause__, second.__cause__ = second, first
-    assert not is_out_of_memory(first)
+    parts = run_isolated(batch_of(4), model, check_device=check_device)
+    assert [outcome.job.item for outcome in next(parts)] == [0, 1]
+    with pytest.raises(OSError, match="the device is lost") as caught:
+        next(parts)
+    assert str(caught.value.__context__) == "bad: [2]"
+    assert asked == [1, 3], "a device is asked after each attempt that failed, and only then"

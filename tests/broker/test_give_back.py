@@ -227,7 +227,7 @@ def info_of(raw: bytes) -> dict[str, Any]:
 def test_only_an_orphan_that_ran_counts_one_death_more(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, flag: object, ran: int, waited: object
 ) -> None:
-    info = {} if flag is ABSENT else {"redelivered": flag}
+    info: dict[str, Any] = {} if flag is ABSENT else {"redelivered": flag}
     redis_client.lpush("work", message("a", **info), message("b", **info))
     orphaned(make_leases, lists, running=[0]).sweep()
     flags = [info_of(raw)["redelivered"] for raw in lists.raw()]

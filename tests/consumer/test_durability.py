@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import kombu.pools
@@ -182,3 +184,22 @@ def test_two_workers_share_a_queue(start: StartWorker, caller: Celery, redis_cli
     gate.open()
     assert [result.get(timeout=WAIT) for result in results] == list(range(16))
     assert sorted(ran(redis_client)) == list(range(16))
+
+
+@pytest.mark.parametrize("task", ["gated", "gated_preprocess"])
+def test_a_worker_whose_user_code_hangs_ends_by_itself_and_another_answers(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate, tmp_path: Path, task: str
+) -> None:
+    """A model or a hook that never returns costs its worker its life, because nothing else ends it."""
+    config = tmp_path / "hangs.toml"
+    config.write_text("[worker]\nlease_s = 1\n[defaults]\nbatch_time_limit_s = 0.5\n")
+    doomed = start(env={"BATCHERY_CONFIG": str(config)})
+    hanging = caller.tasks[task].delay(gate.path, 1)
+    gate.wait_for_model()
+    others = caller.tasks["echo"].delay_many(range(5))
+    assert doomed.wait() == os.EX_SOFTWARE, "its supervisor is told that it cannot go on"
+    gate.open()
+    start(env={"BATCHERY_CONFIG": str(config)})
+    assert hanging.get(timeout=WAIT) == 1
+    assert others.get(timeout=WAIT) == [*range(5)]
+    wait_until(lambda: not unsettled(redis_client), "everything is settled")

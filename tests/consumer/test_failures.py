@@ -30,6 +30,24 @@ def test_a_bad_item_fails_alone_with_its_own_exception(app: Celery, client: redi
     assert json.loads(client.lrange(BATCHES, 0, 0)[0]) == [*range(FULL - 2), "bad", "slot"]
 
 
+QUOTED = ["illegal instruction", "out of memory", "device-side assert", "CUDA error: an illegal memory access"]
+
+
+def test_a_callers_text_that_a_model_quotes_in_its_error_fails_that_call_and_nothing_else(app: Celery) -> None:
+    words = [f"word {number}" for number in range(200)]
+    for place, quoted in zip(range(25, 200, 50), QUOTED, strict=True):
+        words[place] = quoted
+    for word, result in zip(words, app.tasks["quotes"].delay_many(words), strict=True):
+        if word in QUOTED:
+            with pytest.raises(KeyError, match=word):
+                result.get(timeout=WAIT)
+        else:
+            assert result.get(timeout=WAIT) == int(word.split()[1])
+    (figures,) = app.control.broadcast("batching", reply=True, limit=1, timeout=WAIT)
+    (told,) = figures.values()
+    assert told["tasks"]["quotes"]["figures"]["token_ceiling"] is None
+
+
 def test_too_few_outputs_fail_every_job_and_none_waits_for_ever(app: Celery) -> None:
     for result in app.tasks["short"].delay_many(range(3)):
         with pytest.raises(Exception, match="0 outputs for 1 items") as caught:

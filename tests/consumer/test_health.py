@@ -74,7 +74,7 @@ def test_a_worker_is_ready_once_its_models_are_loaded_and_not_while_its_batch_ha
         with calling(redis_url, broker_transport_options={"global_keyprefix": "site:"}) as app:
             app.send_task("slow", [gate.path], ignore_result=True)
         gate.wait_for_model()
-        hangs = f"{worker.name} hangs: its batch has been running for longer than batch_time_limit_s.\n"
+        hangs = f"{worker.name} hangs: its model or a hook has worked on a batch for longer than batch_time_limit_s.\n"
         wait_until(lambda: probe(worker.name) == (1, hangs), "it is said to hang")
         assert probe(worker.name, "--alive") == (1, hangs)
         gate.open()

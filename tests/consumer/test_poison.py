@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pytest
 import redis
@@ -30,9 +29,9 @@ LEASE = options(lease_s=2)
 class Supervisor(threading.Thread):
     """Starts a worker again whenever it dies, as a service manager does, until it is stopped."""
 
-    def __init__(self, url: str, **conf: Any) -> None:
+    def __init__(self, url: str, **env: str) -> None:
         super().__init__()
-        self._env = {"REDIS_URL": url, "CONF": json.dumps(conf), **LEASE}
+        self._env = {"REDIS_URL": url, **LEASE, **env}
         self._stopped = threading.Event()
         self.deaths = 0
         self.log = ""
@@ -54,8 +53,8 @@ class Supervisor(threading.Thread):
 
 
 @contextmanager
-def supervised(url: str, count: int, **conf: Any) -> Iterator[list[Supervisor]]:
-    supervisors = [Supervisor(url, **conf) for _ in range(count)]
+def supervised(url: str, count: int, **env: str) -> Iterator[list[Supervisor]]:
+    supervisors = [Supervisor(url, **env) for _ in range(count)]
     with ExitStack() as stack:
         for supervisor in supervisors:
             supervisor.start()
@@ -75,18 +74,22 @@ def error_lines(supervisors: list[Supervisor], words: str) -> list[str]:
 
 @pytest.mark.worker
 @pytest.mark.parametrize(
-    ("workers", "deadly", "conf"),
-    [(1, DEADLY, {"task_reject_on_worker_lost": True}), (2, DEADLY, {}), (1, BREAKING, {})],
+    ("workers", "deadly", "env"),
+    [
+        (1, DEADLY, {"CONF": json.dumps({"task_reject_on_worker_lost": True})}),
+        (2, DEADLY, {}),
+        (1, BREAKING, {"BROKEN_DEVICE": "1"}),
+    ],
 )
 def test_a_job_that_ends_its_worker_fails_and_all_others_are_answered(
-    redis_url: str, caller: Celery, redis_client: redis.Redis, workers: int, deadly: str, conf: dict[str, Any]
+    redis_url: str, caller: Celery, redis_client: redis.Redis, workers: int, deadly: str, env: dict[str, str]
 ) -> None:
     """Once and for all: neither `autoretry_for` nor `task_reject_on_worker_lost` sends it again."""
     items = [str(index) for index in range(61)]
     items[30] = deadly
     results = dict(zip(items, caller.tasks["deadly"].delay_many(items), strict=True))
     poison = results.pop(deadly)
-    with supervised(redis_url, workers, **conf) as supervisors:
+    with supervised(redis_url, workers, **env) as supervisors:
         assert [result.get(timeout=WAIT) for result in results.values()] == list(results)
         with pytest.raises(WorkerLostError, match="A worker died each of the 3 times that one ran this job"):
             poison.get(timeout=WAIT)

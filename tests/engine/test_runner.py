@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from batchery.batchers import OutputMismatch
+from batchery.worker.engine.runner import check_device
 
 from tests.support.fakes import (
     DEADLINE_S,
@@ -77,12 +79,56 @@ def test_a_single_job_is_tried_again_once_memory_is_freed(start: StartEngine, po
     assert ports.answers() == {"double-1": 1}
 
 
-def test_a_lost_device_is_no_failure_of_the_jobs(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
-    def predict(items: list[Any]) -> list[Any]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+#: torch's device without data, on which nothing can be read: to ask it fails as if it were lost.
+LOST = "meta"
+#: Not quite the CPU's usual name, so that it is asked, and works.
+SOUND = "cpu:0"
 
-    engine = start(FakeModel(predict=predict))
+
+@pytest.mark.parametrize("text", ["CUDA error: an illegal memory access was encountered", "no such word"])
+def test_a_lost_device_is_no_failure_of_the_jobs_whatever_the_model_says(
+    text: str, start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    def predict(items: list[Any]) -> list[Any]:
+        raise KeyError(text)
+
+    engine = start(FakeModel(predict=predict, device=LOST))
     ports.put(jobs(1))
     ports.wait_for(lambda: ports.broken_by, "the ports learns that nothing will be served any more")
     assert not engine.drain(DEADLINE_S)
     assert ports.outcomes == []
+    assert "meta" in str(ports.broken_by[0]), "the error is the device's own"
+
+
+@pytest.mark.parametrize("device", ["cpu", SOUND])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("no such word: illegal instruction"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_only_says_that_the_device_is_lost_fails_its_job_alone(
+    error: Exception, device: str, start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    check = fails_for(3, error)
+    engine = start(FakeModel(predict=lambda items: [check(item) for item in items], device=device))
+    ports.put(*jobs.many(1, 2, 3, 4, 5))
+    ports.wait_for_outcomes(5)
+    assert ports.answers() == {"double-1": 1, "double-2": 2, "double-3": error, "double-4": 4, "double-5": 5}
+    assert ports.broken_by == []
+    assert engine.task_stats("double")["token_ceiling"] is None
+
+
+def test_a_device_whose_memory_is_full_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    check_device(SOUND)
+    with pytest.raises(RuntimeError):
+        monkeypatch.undo()
+        check_device(LOST)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import pytest
 
 from tests.support.fakes import (
     DEADLINE_S,
     FakeModel,
     FakePorts,
+    Gate,
     Held,
     Jobs,
     StartEngine,
@@ -70,3 +74,42 @@ def test_an_engine_counts_as_hung_while_a_batch_exceeds_its_time_limit(
     ports.wait_for_outcomes(1)
     assert engine.drain(DEADLINE_S)
     assert not engine.state.hung
+
+
+@pytest.mark.parametrize("step", ["preprocess", "collate", "predict", "postprocess"])
+def test_an_engine_counts_as_hung_while_any_step_of_user_code_exceeds_the_time_limit(
+    step: str, start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    now, gate = [1000.0], Gate()
+
+    def hang(value: Any) -> Any:
+        gate.pass_through()
+        return value
+
+    hooks: dict[str, Any] = {step: hang} if step != "collate" else {"batcher": Hanging(gate)}
+    engine = start(FakeModel(batch_time_limit_s=30, **hooks), clock=lambda: now[0])
+    ports.put(jobs(1))
+    gate.wait_until_reached()
+    now[0] += 30
+    assert not engine.state.hung
+    now[0] += 0.1
+    assert engine.state.hung
+    assert ids(engine.state.overdue) == ["double-1"]
+    gate.open()
+    ports.wait_for_outcomes(1)
+    assert engine.drain(DEADLINE_S)
+    assert not engine.state.hung
+
+
+class Hanging:
+    """A batcher that waits at a gate."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def batch(self, items: Sequence[Any]) -> tuple[Any, None]:
+        self._gate.pass_through()
+        return list(items), None
+
+    def unbatch(self, outputs: Any, context: None) -> list[Any]:
+        return list(outputs)

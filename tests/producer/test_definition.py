@@ -1,11 +1,14 @@
 """A task that cannot work is refused where it is defined, with its name and the reason."""
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from batchery.configs import TASK_OPTION_NAMES, TaskOptions
 from celery import Celery
 
@@ -194,10 +197,35 @@ def test_a_batcher_may_be_made_while_the_model_loads() -> None:
     assert Late().ensure_loaded("cpu") == "cpu"
 
 
-def test_a_negative_length_is_refused() -> None:
-    task = define(name="odd", length=lambda item: -item)()
-    with pytest.raises(ValueError, match="^Task odd: an item's length is -3: it must be from 0 up"):
-        task.item_length(3)
+IMPOSSIBLE_LENGTHS = [
+    -3,
+    2**31,
+    2**63,
+    10**5000,
+    -(10**5000),
+    1e30,
+    math.inf,
+    -math.inf,
+    math.nan,
+    True,
+    False,
+    "three",
+]
+IMPOSSIBLE_LENGTHS += [np.int64(2**62), np.uint64(2**63), np.float64("nan"), np.float64("inf"), np.float32(-1)]
+
+
+@pytest.mark.parametrize("length", IMPOSSIBLE_LENGTHS, ids=lambda length: type(length).__name__)
+def test_a_length_that_no_item_can_have_is_refused(length: Any) -> None:
+    task = define(name="odd", length=lambda _: length)()
+    with pytest.raises(ValueError, match="^Task odd: an item's length is .*: it must be from 0 to 2,147,483,647"):
+        task.item_length("an item")
+
+
+@pytest.mark.parametrize("length", [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), torch.tensor(3)])
+def test_a_length_may_be_a_number_of_any_type_and_becomes_an_int(length: Any) -> None:
+    counted = define(length=lambda _: length)().item_length("an item")
+    assert type(counted) is int
+    assert counted == 3
 
 
 def test_a_task_without_a_model_says_so_when_it_is_called() -> None:

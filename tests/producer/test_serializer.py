@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.producer.codec.serializer import CONTENT_TYPE, NAME, accept, dumps, loads, summarise
+from batchery.producer.codec.serializer import CONTENT_TYPE, NAME, dumps, loads, summarise
 from celery import Celery
 from celery.utils.saferepr import saferepr
 from hypothesis import given
@@ -282,18 +282,13 @@ def test_a_broken_payload_is_a_decode_error_of_kombu() -> None:
         serialization.loads(dumps(np.ones(2))[:-1], CONTENT_TYPE, "binary", accept={CONTENT_TYPE})
 
 
-def test_an_app_accepts_arrays_unless_it_chose_what_it_accepts(app: Celery) -> None:
-    accept(app)
-    accept(app)
-    assert app.conf.accept_content == ["json", "batchery"]
+def test_setup_makes_an_app_accept_arrays_unless_it_chose_what_it_accepts(app: Celery) -> None:
+    setup(app)
+    setup(app)
     with Celery(broker="memory://", set_as_current=False) as chosen:
         chosen.conf.accept_content = ["json"]
-        accept(chosen)
+        setup(chosen)
         assert chosen.conf.accept_content == ["json"]
-
-
-def test_setup_makes_an_app_accept_arrays(app: Celery) -> None:
-    setup(app)
     assert app.conf.accept_content == ["json", "batchery"]
     assert app.conf.task_serializer == app.conf.result_serializer == "json"
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from batchery.configs import WorkerOptions
 from batchery.worker import tuning
+from batchery.worker.engine import runner
 from celery import Celery, signals
 
 from batchery import BatchTask, setup
 from tests.support.models import (
     SEEN,
+    GatedPreprocess,
     Hooked,
     Missing,
     Prepared,
@@ -41,6 +43,10 @@ def make_app(broker: str, backend: str | None = None, **conf: Any) -> Celery:
     return app
 
 
+def _lost_device(device: str) -> None:
+    raise RuntimeError(f"the device {device} is lost")
+
+
 def register(app: Celery) -> None:
     """Give an app all tasks of these tests."""
 
@@ -54,10 +60,12 @@ def register(app: Celery) -> None:
     add_plain_tasks(app)
     if "LOAD_ERROR" in os.environ:
         app.register_task(Missing())
-    for model in (Prepared, Hooked, Texts):
+    for model in (Prepared, Hooked, Texts, GatedPreprocess):
         app.register_task(model())
 
 
+if "BROKEN_DEVICE" in os.environ:  # a worker that looks at its device after an error finds it lost
+    runner.check_device = _lost_device
 vars(tuning).update(json.loads(os.environ.get("TUNING", "{}")))
 app = make_app(
     os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0"),

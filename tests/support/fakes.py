@@ -175,6 +175,7 @@ class FakeModel:
         postprocess: Callable[[Any], Any] = lambda output: output,
         length: Callable[[Any], Any] | None = None,
         batcher: Batcher | None = None,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
         self.name = name
@@ -186,6 +187,7 @@ class FakeModel:
         self.counts_as_batcher = length is None
         self.examples: list[Any] = []
         self.loads = 0
+        self.device = device
         self.predict = predict or _double
         self.postprocess = postprocess
         self._preprocess = preprocess
@@ -193,7 +195,7 @@ class FakeModel:
 
     def ensure_loaded(self, device: str = "auto") -> str:
         self.loads += 1
-        return "cpu"
+        return self.device
 
     def prepare_many(self, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
         if self._preprocess is None:

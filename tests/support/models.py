@@ -100,6 +100,19 @@ class Prepared(BatchTask):
         return list(values)
 
 
+class GatedPreprocess(BatchTask):
+    """A model whose `preprocess` waits at a gate."""
+
+    name = "gated_preprocess"
+
+    def preprocess(self, path: str, value: Any = None) -> Any:
+        pass_gates([path])
+        return value
+
+    def predict(self, values: Sequence[Any]) -> list[Any]:
+        return list(values)
+
+
 class Hooked(BatchTask):
     """A model with Celery's own hooks, which are called for each job."""
 
@@ -195,8 +208,13 @@ def add_failures(app: Celery, task: Callable[..., Any]) -> None:
         if DEADLY in values:
             os._exit(1)
         if BREAKING in values:
-            raise RuntimeError("CUDA error: device-side assert triggered")
+            raise RuntimeError("the device has lost an assert")
         return values
+
+    @task(name="quotes", max_batch_size=16)
+    def quotes(words: list[str]) -> list[int]:
+        vocabulary = {f"word {number}": number for number in range(1000)}
+        return [vocabulary[word] for word in words]
 
     @task(name="greedy", max_batch_size=16)
     def greedy(values: list[Any]) -> list[Any]:

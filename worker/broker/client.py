@@ -1,4 +1,4 @@
-"""Connections to Redis that never repeat a command by themselves."""
+"""Connections to Redis without automatic retries."""
 
 from collections.abc import Mapping
 from typing import Any

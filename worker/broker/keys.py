@@ -13,7 +13,7 @@ class Queue:
     """One Celery queue on Redis, and the leases on its messages.
 
     `name` is Celery's; the rest is kombu's: `prefix` the `global_keyprefix` that goes before every key, `priorities`
-    the priority steps, first served first, `separator` what stands between a queue's name and a priority other than 0.
+    the priority steps in serving order, `separator` what stands between a queue's name and a priority other than 0.
     """
 
     name: str

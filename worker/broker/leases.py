@@ -70,7 +70,7 @@ class Leases:
             return sorted(self._held.values(), key=attrgetter("seq"))
 
     def forget(self, claims: Iterable[Claim]) -> None:
-        """Hold these no longer: they are not refreshed, so their leases run out unless they were settled."""
+        """Stop holding these. They are not refreshed, so the leases of those that were not settled run out."""
         with self._lock:
             for claim in claims:
                 if self._held.pop(claim.tag, None) is not None:

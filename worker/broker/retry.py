@@ -1,4 +1,4 @@
-"""Tries again what Redis refused, because it is away, full or read-only; and tells this from what it always refuses."""
+"""Tries again what Redis refused, because it is away, full or read-only; and separates this from permanent errors."""
 
 import logging
 import threading

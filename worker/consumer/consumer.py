@@ -116,7 +116,7 @@ class BatchConsumer(Consumer):
         return self.handle_message
 
     def on_close(self) -> None:
-        """Drop requests before a reconnect, as Celery does, and give them back: our leases outlive the connection."""
+        """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
         if self.engine is not None:
             self._bridge.connection_lost()
         super().on_close()
@@ -136,7 +136,8 @@ class BatchConsumer(Consumer):
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            self._leases.leave({job.reply.claim.tag for job in self.engine.state.running})
+            state = self.engine.state
+            self._leases.leave({job.reply.claim.tag for job in (*state.running, *state.overdue)})
         except redis.RedisError as exc:
             logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
         self._watcher.close()

@@ -76,9 +76,7 @@ class Settings:
 
     def _configure(self, task: BatchTask, sources: dict[str, str], configuration: Configuration) -> Iterator[str]:
         """Set the options that the configuration has for a task, or report why they do not fit its code."""
-        settings = {
-            option: setting for option, setting in configuration.defaults.items() if sources[option] == "default"
-        }
+        settings = {name: setting for name, setting in configuration.defaults.items() if sources[name] == "default"}
         settings |= configuration.tasks.get(task.name, {})
         if not settings:
             return

@@ -28,9 +28,9 @@ def setup(app: Celery, config: WorkerOptions | str | Path | None = None) -> None
         raise TypeError(f"setup(app, {config!r}): give a preset's name, the path of a TOML file, or WorkerOptions.")
     app.batchery_config = config
     # Not weak: nobody else holds on to the function.
-    app.on_after_configure.connect(_choose_consumer_and_pool, sender=app, weak=False)
+    app.on_after_configure.connect(_fill_in_settings, sender=app, weak=False)
     if app.configured:
-        _choose_consumer_and_pool(app)
+        _fill_in_settings(app)
 
 
 def configuration_of(app: Celery) -> Configuration:
@@ -38,9 +38,9 @@ def configuration_of(app: Celery) -> Configuration:
     return load_configuration(getattr(app, "batchery_config", None), os.environ)
 
 
-def _choose_consumer_and_pool(sender: Celery, **_: Any) -> None:
-    serializer.accept(sender)
-    for name, value in (("worker_consumer", CONSUMER), ("worker_pool", "threads")):
+def _fill_in_settings(sender: Celery, **_: Any) -> None:
+    accepted = [*(sender.conf.accept_content or ()), serializer.NAME]
+    for name, value in (("worker_consumer", CONSUMER), ("worker_pool", "threads"), ("accept_content", accepted)):
         if not sender.conf.value_set_for(name):
             sender.conf[name] = value
     if sender.conf.worker_consumer == _STOCK_CONSUMER:

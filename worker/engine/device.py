@@ -1,4 +1,4 @@
-"""The device's two waits: for a batch to run, and for the next batch to put together meanwhile."""
+"""How the device thread and the collate thread wait for their next batch."""
 
 import threading
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Device:
                     state.scheduler.started(ready.batch, state.clock())
                     self.plan.expect()
                     self._wake_collate_thread()
-                # A job that was dropped is still in what was put together, which therefore cannot be used.
+                # The collated inputs still contain a dropped job, so they cannot be used.
                 return ready if len(ready.batch.jobs) == count else Ready(ready.batch, None)
         return None
 
@@ -132,4 +132,5 @@ class Device:
 
 
 def _wait_until(condition: threading.Condition, when: float, now: float) -> None:
-    condition.wait(None if when == NEVER else max(0.0, when - now))
+    # A cost may predict that a run takes longer than a lock can wait.
+    condition.wait(None if when == NEVER else min(max(0.0, when - now), threading.TIMEOUT_MAX))

@@ -30,7 +30,7 @@ class Engine:
         self._sink = sink
         self._returns = Returns(state, source)
         self._pipeline = pipeline = Pipeline(state, source, sink, self._returns)
-        #: Whether a thread has died that had jobs in hand, which therefore will never leave.
+        #: Whether a thread died while it held jobs, so that these can never leave.
         self._stuck = False
         loops = {
             "claim": pipeline.claim_jobs,
@@ -64,6 +64,7 @@ class Engine:
         does no harm.
         """
         state, scheduler, pipeline = self.state, self.state.scheduler, self._pipeline
+        timeout = min(timeout, threading.TIMEOUT_MAX)
         deadline = state.clock() + timeout
         self._returns.gather(pipeline.device.plan)
         self._source.interrupt()
@@ -72,7 +73,9 @@ class Engine:
             state.drained.wait_for(self._all_returned, min(timeout, tuning.GIVE_BACK_TOGETHER_S))
         self._returns.release()
         with state.lock:
-            state.drained.wait_for(lambda: scheduler.held == 0 or self._stuck, max(0.0, deadline - state.clock()))
+            state.drained.wait_for(
+                lambda: scheduler.held == 0 or self._stuck or state.hung, max(0.0, deadline - state.clock())
+            )
             done = scheduler.held == 0
             pipeline.device.stop()
         if done or self._stuck:

@@ -22,8 +22,8 @@ class Ready(NamedTuple):
 class OpenPlan:
     """Decides when the next batch is put together, and opens it again for a more urgent job. Not thread-safe.
 
-    Jobs may join the next batch until putting it together has to start so that the device does not wait. Where runs are
-    too short for that to pay, or the next batch may still grow when the device is free, nothing is put together ahead.
+    Jobs may join the next batch until putting it together has to start so that the device does not wait. Nothing is put
+    together ahead where runs are too short for that to be worth it, or while the next batch may still grow.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:

@@ -31,15 +31,12 @@ class JobSource(Protocol):
         `capacity` maps each task to its free capacity, and a missing task has none. A source that learns a message's
         task only by taking the message may exceed the limit once for each queue, and then waits for capacity.
         """
-        ...
 
     def give_back(self, jobs: Sequence[Job]) -> None:
         """Put jobs that have not run back to where they came from, in order. Any thread."""
-        ...
 
     def interrupt(self) -> None:
         """Make a `claim` that waits, and every later one, return at once. Any thread."""
-        ...
 
 
 class ResultSink(Protocol):
@@ -50,23 +47,18 @@ class ResultSink(Protocol):
 
     def current(self, job: Job) -> AbstractContextManager[object]:
         """Return a context in which the job's hooks run, such as its task's current request. Preprocess threads."""
-        ...
 
     def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
         """Return the jobs that somebody still wants, and answer the others: revoked, expired or cancelled ones.
 
         Device thread and collate thread, so that a job may be asked about twice.
         """
-        ...
 
     def started(self, batch: Batch) -> None:
         """Learn that a batch runs now. Device thread."""
-        ...
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Store the outcomes and acknowledge their jobs. Settle thread or device thread, one of them at a time."""
-        ...
 
     def broken(self, error: Exception) -> None:
         """Learn that a thread of the engine died of `error`, so that no job will be served any more. Any thread."""
-        ...

@@ -38,15 +38,14 @@ class Preparer:
         if state.scheduler.draining:  # asked without the lock, and once more below with it
             self._returns.add(jobs)
             return
-        failed = [
-            Outcome(job, error=WorkerDied(_GIVEN_UP.format(job.deaths, job.deaths - 1)))
-            for job in jobs
-            if job.deaths >= tuning.MAX_DEATHS
-        ]
-        if failed:
+        if lost := [job for job in jobs if job.deaths >= tuning.MAX_DEATHS]:
+            self._give_up(lost)
             jobs = [job for job in jobs if job.deaths < tuning.MAX_DEATHS]
-        errors = make_items(state.models[jobs[0].task], jobs, self._sink.current) if jobs else []
-        failed += [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
+            if not jobs:
+                return
+        with state.user_code(jobs):
+            errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
+        failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
         prepared = [job for job, error in zip(jobs, errors, strict=True) if error is None] if failed else jobs
         with state.lock:
             state.scheduler.move("failed", [outcome.job for outcome in failed])
@@ -60,6 +59,12 @@ class Preparer:
             self._settler.put(failed)
         if draining:
             self._returns.add(prepared)
+
+    def _give_up(self, jobs: Sequence[Job]) -> None:
+        with self._state.lock:
+            self._state.scheduler.move("failed", jobs)
+        errors = [WorkerDied(_GIVEN_UP.format(job.deaths, job.deaths - 1)) for job in jobs]
+        self._settler.put([Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True)])
 
 
 def make_items(

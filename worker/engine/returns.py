@@ -9,13 +9,13 @@ from .state import EngineState
 
 
 class Returns:
-    """Gives back the jobs that do not run because the engine drains: together, so that they keep their order."""
+    """Gives back the jobs that do not run because the engine drains, in one step, so that their order stays."""
 
     def __init__(self, state: EngineState, source: JobSource) -> None:
         """Give back to `source`."""
         self._state = state
         self._source = source
-        #: Jobs to be given back together; None while each may go back by itself.
+        #: Jobs to be given back together; None if jobs go back at once.
         self._gathered: list[Job] | None = None
 
     def gather(self, plan: OpenPlan) -> None:

@@ -1,5 +1,6 @@
 """The runner: the only thing that calls the model and knows the device."""
 
+import functools
 import gc
 import logging
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 from ...batchers import Batch, Job, Outcome
 from ...batchers.forward import Collated, collate, run
-from ...batchers.isolation import run_isolated
+from ...batchers.isolation import is_out_of_memory, run_isolated
 from .staging import Sent, Staging
 from .state import EngineState
 
@@ -20,6 +21,7 @@ class Runner:
 
     def __init__(self, state: EngineState) -> None:
         """Run the models of `state` on the device that its options name."""
+        self._state = state
         self._models = state.models
         self._options = state.options
         self._clock = state.clock
@@ -41,9 +43,10 @@ class Runner:
         return self._devices
 
     def collate(self, batch: Batch) -> Collated | Sent | None:
-        """Put a batch together ahead of its run. None if that fails, because its run tells whose fault it is."""
+        """Put a batch together ahead of its run. None if that fails, because its run then finds the bad job."""
         try:
-            collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
+            with self._state.user_code(batch.jobs):
+                collated = collate(self._models[batch.task], [job.item for job in batch.jobs], batch.sizes)
             return self._staging.send(collated) if self._staging else collated
         except BaseException:  # a batcher is the user's code
             logger.debug("A batch of %s could not be put together ahead of its run.", batch.task, exc_info=True)
@@ -64,14 +67,30 @@ class Runner:
             together, collated = collated, None
             if isinstance(together, Sent):
                 together = together.receive()
-            return run(model, together or collate(model, items, batch.sizes), device)
+            with self._state.user_code(batch.jobs):
+                return run(model, together or collate(model, items, batch.sizes), device)
 
         def free(jobs: Sequence[Job]) -> None:
             out_of_memory(jobs)
             logger.warning("Task %s: memory ran out with a batch of %d; its halves run.", batch.task, len(jobs))
             free_memory()
 
-        return run_isolated(batch, forward, free)
+        return run_isolated(batch, forward, free, functools.partial(check_device, device))
+
+
+def check_device(device: str) -> None:
+    """Raise an error if a torch device does not even add two numbers: it is lost to this process then.
+
+    No model's error says so, because its text may quote a caller. A device whose memory is full still works.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or device == "cpu":
+        return
+    try:
+        float(torch.zeros(1, device=device) + 1)  # waits for the result, and so for every error of the device
+    except Exception as exc:
+        if not is_out_of_memory(exc):
+            raise
 
 
 def free_memory() -> None:

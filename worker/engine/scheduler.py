@@ -42,7 +42,7 @@ class Scheduler(JobTable):
         return min(groups, key=lambda group: group[0][0].seq).popleft()
 
     def prepared(self, jobs: Sequence[Job], now: float) -> None:
-        """Let prepared jobs of one task wait for the planner, in claim order, whichever group was prepared first.
+        """Let prepared jobs of one task wait for the planner, in claim order, even if a later group was ready earlier.
 
         `jobs` are in claim order, too.
         """
@@ -119,7 +119,9 @@ class Scheduler(JobTable):
         if whole:
             task = self.tasks[batch.task]
             task.cost.observe(batch.rows, batch.longest, 1000 * batch.run_s)
-            task.ceiling.succeeded(batch_tokens(batch.jobs))
+            ceiling, budget = task.ceiling, task.options.max_batch_tokens
+            lower = ceiling.limit is not None and (budget is None or ceiling.limit < budget)
+            ceiling.succeeded(batch_tokens(batch.jobs), held_down=lower and batch.closed_by == "budget")
         more = more or self.work_waits or self.count(JobState.PREPARING) > 0
         self.device_time.finished(batch, work_waits=more)
 

@@ -46,7 +46,7 @@ class Settler:
     def take(self, outcomes: list[Outcome]) -> None:
         """Settle outcomes of a batch here and now where that pays, else leave them to the settle thread. Device thread.
 
-        It pays for a lone job, if settling was quick the last time, and for a large batch that took no time to run.
+        It pays while no other job waits and the last settle was quick, and for a large batch that took no time to run.
         """
         batch = outcomes[0].batch
         lone = not self._state.scheduler.work_waits  # asked without the lock, because a stale answer does no harm
@@ -83,7 +83,7 @@ class Settler:
         return outcomes
 
     def settle(self, outcomes: list[Outcome]) -> None:
-        """Settle outcomes, once the device thread does not."""
+        """Settle outcomes, after the device thread has finished a settle of its own."""
         with self._busy:
             self._settle(outcomes)
 
@@ -92,9 +92,10 @@ class Settler:
     def _settle(self, outcomes: list[Outcome]) -> None:
         state = self._state
         began = state.clock()
-        for outcome in outcomes:
-            if outcome.error is None:
-                postprocess(state.models[outcome.job.task], outcome)
+        with state.user_code([outcome.job for outcome in outcomes]):
+            for outcome in outcomes:
+                if outcome.error is None:
+                    postprocess(state.models[outcome.job.task], outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
@@ -102,7 +103,7 @@ class Settler:
             log_batch(batch, now)
 
     def _store(self, outcomes: list[Outcome]) -> None:
-        """Let the sink settle outcomes. If it raises, halve them until the one that cannot be stored fails alone."""
+        """Let the sink settle outcomes. If it raises, settle the halves, down to the one outcome that fails."""
         try:
             self._sink.settle(outcomes)
         except Exception as exc:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from ...batchers import Job, Planner
 from ...configs import WorkerOptions
@@ -38,21 +39,30 @@ class EngineState:
         self.lock = threading.Lock()
         self.claimable = threading.Condition(self.lock)
         self.unprepared = threading.Condition(self.lock)
-        #: Something left the engine, or will not come back to it, while it drains.
+        #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
+        #: What user code works on, and since when, by thread.
+        self._working: dict[int, tuple[Sequence[Job], float]] = {}
         #: Set when a job has left; cleared before each claim.
         self._freed = threading.Event()
 
     # -- For sources and sinks, and any thread of theirs -------------------------------------------------------------
 
     @property
+    def overdue(self) -> list[Job]:
+        """The jobs on which user code has worked for longer than their task's `batch_time_limit_s`: it hangs."""
+        now = self.clock()
+        working = list(self._working.values())
+        return [job for jobs, since in working if now - since > self.time_limit_of(jobs[0]) for job in jobs]
+
+    @property
     def hung(self) -> bool:
-        """Whether the running batch has exceeded its time limit."""
-        with self.lock:
-            batch = self.scheduler.running
-            return batch is not None and self.clock() > batch.started_at + (
-                self.tasks[batch.task].options.batch_time_limit_s
-            )
+        """Whether user code hangs."""
+        return bool(self.overdue)
+
+    def time_limit_of(self, job: Job) -> float:
+        """Return the seconds that user code may work on a batch of a job's task in one step."""
+        return self.tasks[job.task].options.batch_time_limit_s
 
     @property
     def running(self) -> Sequence[Job]:
@@ -61,7 +71,7 @@ class EngineState:
             return list(self.scheduler.running.jobs) if self.scheduler.running else []
 
     def submit(self, jobs: Sequence[Job]) -> bool:
-        """Take in jobs that arrive in another way than by a claim, each at most once; return whether they are taken.
+        """Take in jobs that arrive in another way than by a claim, no job twice; return whether they are taken.
 
         An engine that drains takes none, and the caller gives them back then.
         """
@@ -70,6 +80,16 @@ class EngineState:
                 for group in self._accept(jobs):
                     self._queue(group)
             return not self.scheduler.draining
+
+    @contextmanager
+    def user_code(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Watch over user code that works on jobs of one task: preparing, collating, running or postprocessing them."""
+        me = threading.get_ident()
+        self._working[me] = jobs, self.clock()
+        try:
+            yield
+        finally:
+            del self._working[me]
 
     def wait_for_capacity(self, timeout: float) -> None:
         """Wait for `timeout` seconds, or until a job has left since the last claim began."""

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
 from batchery.batchers.planning.cost import CostFunction
-from batchery.batchers.planning.cut import Limits, batch_around, best_count, cut, price
+from batchery.batchers.planning.cut import Limits, batch_around, best_batch, best_count, cut, price
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -163,3 +164,56 @@ def test_every_batch_is_within_its_limits_and_contains_the_required_job(
     start, end = batch_around(price(lengths, linear_cost(launch), Limits(8, tokens)), required, backlog=backlog)
     assert start <= required < end <= len(lengths)
     assert is_allowed(lengths[start:end], [end - start], 8, tokens)
+
+
+# -- Large batches -----------------------------------------------------------------------------------------------------
+
+
+@property_test
+@given(
+    st.lists(st.integers(0, 200), min_size=1, max_size=90).map(sorted),
+    st.integers(1, 90),
+    st.one_of(st.none(), st.integers(1, 3000)),
+    st.sampled_from([linear_cost(0), linear_cost(30), linear_cost(400), linear_cost(10_000), steps_cost]),
+    st.booleans(),
+    st.data(),
+)
+def test_jobs_in_groups_make_batches_that_are_allowed_and_never_cost_more_than_one_by_one(
+    lengths: list[int], size: int, tokens: int | None, cost: CostFunction, backlog: bool, data: st.DataObject
+) -> None:
+    required = data.draw(st.integers(0, len(lengths) - 1))
+    module = "batchery.batchers.planning.cut."
+    with mock.patch(f"{module}_SEEN", 8), mock.patch(f"{module}_LARGEST", 4):
+        start, end = best_batch(lengths, required, cost, Limits(size, tokens), backlog=backlog)
+    assert start <= required < end <= len(lengths)
+    batch = lengths[start:end]
+    assert is_allowed(batch, [len(batch)], size, tokens)
+    assert cost_of(batch, [len(batch)], cost) <= cost_of(batch, range(1, len(batch) + 1), cost) * (1 + 1e-9)
+
+
+def test_groups_fill_a_large_batch_where_that_is_cheapest() -> None:
+    lengths = [1 + place // 100 for place in range(40_000)]
+    for size in (300, 1000, 5000, 8192):
+        start, end = best_batch(lengths, 20_000, linear_cost(1e9), Limits(size), backlog=True)
+        assert size * 127 // 128 <= end - start <= size
+
+
+def test_a_small_batch_is_found_where_large_ones_are_allowed_and_cost_more() -> None:
+    lengths = [1 + place // 100 for place in range(40_000)]
+    for backlog in (False, True):
+        start, end = best_batch(lengths, 20_050, linear_cost(0), Limits(8192), backlog=backlog)
+        assert {*lengths[start:end]} == {201}, "nothing is padded where a launch costs nothing"
+
+
+@pytest.mark.parametrize("tokens", [None, 100_000])
+@pytest.mark.parametrize("size", [256, 257, 2048, 8192, 65_536])
+def test_tables_of_prices_have_a_bounded_number_of_cells(size: int, tokens: int | None) -> None:
+    cells: list[int] = []
+
+    def counted(sizes: NDArray[np.int64], longest: NDArray[np.int64], /) -> NDArray[np.float64]:
+        cells.append(np.broadcast(sizes, longest).size)
+        assert cells[-1] <= 2**17
+        return np.asarray(1500.0 + sizes * longest)
+
+    best_batch(range(1, 8 * size + 1), 4 * size, counted, Limits(size, tokens), backlog=True)
+    assert len(cells) <= 20

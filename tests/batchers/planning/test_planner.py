@@ -288,6 +288,20 @@ def test_a_decision_looks_at_no_more_jobs_than_may_wait() -> None:
     assert longest == 8
 
 
+def test_a_decision_with_everything_waiting_asks_for_few_costs_however_large_a_batch_may_be() -> None:
+    asked: list[int] = []
+
+    def counted(sizes: Any, longest: Any) -> Any:
+        asked.append(np.broadcast(sizes, longest).size)
+        assert asked[-1] <= 2**17
+        return 1500.0 + sizes * longest
+
+    waiting = jobs_of(range(1, 65_537))
+    batch = planner(counted, max_batch_size=8192).choose(waiting, 0.0)
+    assert batch is not None
+    assert sum(asked) <= 2**19
+
+
 @pytest.mark.parametrize("deadline", [None, 60.0])
 def test_a_decision_over_256_jobs_takes_2_5_ms_at_most(deadline: float | None) -> None:
     waiting = [job(seq, 1 + seq * 389 % 512, deadline=deadline) for seq in range(256)]

@@ -44,7 +44,7 @@ class CeleryBridge:
 
     @property
     def capacity(self) -> Capacity | None:
-        """How much more may be handed over: jobs, not counting those with an ETA, and bytes that batch tasks leave."""
+        """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
         jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
@@ -135,7 +135,7 @@ class CeleryBridge:
             self.fail(task_id, claim, error)
 
     def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """End a job that Celery's own code cannot take, because it would run again and again otherwise."""
+        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
         try:
             self._consumer.app.backend.mark_as_failure(task_id, error)
         except (TypeError, ValueError):

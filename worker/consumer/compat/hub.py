@@ -43,7 +43,7 @@ class HubCalls:
             self._hub.call_soon(self.run)
 
     def pause(self) -> None:
-        """Let the hub sleep until `resume`, if it sleeps. A call that is to run soon wakes it all the same."""
+        """Do not wake a sleeping hub until `resume`, except for a call that is to run soon."""
         with self._lock:
             self._paused = True
 

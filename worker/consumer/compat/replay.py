@@ -1,4 +1,4 @@
-"""Outcomes that go over the Celery bridge, told to Celery's own tracer.
+"""Outcomes that go over the Celery bridge are given to Celery's own tracer.
 
 Celery handles errors, retries, callbacks, chains, chords and signals in one function, its tracer, around a call of the
 task. Here the outcome exists already, so the tracer gets a task whose body replays the outcome.

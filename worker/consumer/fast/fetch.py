@@ -14,6 +14,7 @@ from ...engine import Capacity
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
+from ..compat.worker_exit import end_worker_unless_it_recovers
 from ..wire.decode import FastCall, decode
 from ..wire.kombu_message import addressee
 from ..wire.request import FastRequest
@@ -33,6 +34,7 @@ class QueueSource:
         queues: Callable[[], Sequence[Queue]],
     ) -> None:
         """Claim from what `queues()` returns, which changes while the worker runs."""
+        self._context = context
         self._consumer = context.consumer
         self._tasks = context.tasks
         self._leases = context.leases
@@ -46,7 +48,7 @@ class QueueSource:
         self._selector = QueueSelector()
         self._max_bytes = context.options.claim_max_bytes
         self._max_jobs = max([tuning.CLAIM_MAX_JOBS, *(task.options.max_batch_size for task in self._tasks.values())])
-        #: Whether the last claim took all there was, and that was little.
+        #: Whether the last claim was small and emptied the queues.
         self._claim_was_small = False
 
     def claim(self, capacity: Mapping[str, Capacity]) -> list[Job]:
@@ -84,9 +86,10 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but the running batch, because the device hangs. Lease thread."""
-        running = {job.reply.claim.tag for job in self._intake.running}
+        """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
+        running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.overdue)}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
+        end_worker_unless_it_recovers(self._context)
 
     def _take(self, selection: Selection) -> Sequence[Claim]:
         limit = min(sum(selection.limits), self._max_jobs)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ...broker import Queue
 from ...engine import Capacity
 
-#: Stands, beside the names of batch tasks, for what goes over the Celery bridge.
+#: A task name that stands for all messages that go over the Celery bridge.
 CELERY = ""
 
 
@@ -36,7 +36,7 @@ class QueueSelector:
         self._claims = 0
 
     def next(self, queues: Sequence[Queue], capacity: Mapping[str, Capacity], max_bytes: int) -> Selection:
-        """Return what to claim: from another queue first each time, and at most `max_bytes`.
+        """Return what to claim: a different queue comes first each time, and at most `max_bytes`.
 
         `capacity` is by task, and a missing task has none.
         """

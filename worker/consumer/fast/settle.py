@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from celery import signals
 from celery.app.trace import task_has_custom
-from celery.utils.functional import maybe_list, noop
+from celery.utils.functional import maybe_list
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -19,6 +19,7 @@ from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
 from ..compat.replay import OutcomeReplay
+from ..compat.worker_exit import end_worker
 from ..wire.request import CurrentRequest, FastRequest
 from .events import Events
 from .store import ResultStore
@@ -92,9 +93,7 @@ class CelerySink:
 
     def broken(self, error: Exception) -> None:  # noqa: ARG002 - the engine has logged it
         """Shut the worker down, because its engine died."""
-        # Celery's loop looks at this on every turn, and shuts the worker down with it as the exit code.
-        state.should_stop = os.EX_SOFTWARE
-        self._hub.call(noop, soon=True)
+        end_worker(self._hub)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Store outcomes, announce them, and acknowledge their messages."""
@@ -119,7 +118,7 @@ class CelerySink:
     def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord.
 
-        Raises what cannot be repaired by waiting, so that the engine settles the halves by themselves.
+        Raises permanent errors, so that the engine settles the halves by themselves.
         """
         answers = self._retry.while_transient(lambda: self._store.settle(outcomes))
         if answers is None:  # the worker stops

@@ -54,7 +54,7 @@ class ResultStore:
         """Store and acknowledge successes, and return what became of each.
 
         An outcome whose value cannot be stored gets an error and is `NEEDS_CELERY`. Can be repeated after an error of
-        Redis: what was settled is passed over.
+        Redis: jobs that are settled already are skipped.
         """
         if self._in_one_step:
             settlements = self.encode(successes)

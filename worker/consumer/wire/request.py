@@ -16,7 +16,7 @@ class FastRequest(msgspec.Struct, eq=False, weakref=True):
     """A cheap stand-in for Celery's `Request` of a fast call.
 
     `worker.state` keeps it, `inspect` reads it, and events are made of it. It takes any other attribute from Celery's
-    own request. That is built on first use only, because building it costs more than all else that we do for a job.
+    own request. That is built on first use only, because building it costs more than all other work for a job.
     """
 
     claim: Claim

@@ -1,0 +1,44 @@
+"""Ends the worker's process when it cannot go on, so that its supervisor starts another."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from celery.utils.functional import noop
+from celery.worker import state
+
+from ... import tuning
+from .context import WorkerContext
+from .hub import HubCalls
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def end_worker(hub: HubCalls) -> None:
+    """Let Celery shut the worker down, with EX_SOFTWARE (70) as the exit code. Any thread."""
+    state.should_stop = os.EX_SOFTWARE  # Celery's loop looks at this on every turn
+    hub.call(noop, soon=True)
+
+
+def end_worker_unless_it_recovers(context: WorkerContext) -> None:
+    """End the worker if its user code still hangs after the length of a lease, when other workers have its jobs."""
+    _later(context.options.lease_s, _end_if_hung, context)
+
+
+def _end_if_hung(context: WorkerContext) -> None:
+    if not context.intake.hung:
+        return
+    logger.critical("User code has hung for too long. This worker ends, so that its supervisor starts another.")
+    end_worker(context.hub)
+    # Celery's shutdown waits for plain tasks, and for whatever else may hang: this is its bound.
+    _later(context.options.drain_timeout_s + tuning.EXIT_GRACE_S, os._exit, os.EX_SOFTWARE)
+
+
+def _later(seconds: float, function: Callable[[T], object], argument: T) -> None:
+    timer = threading.Timer(seconds, function, [argument])
+    timer.daemon = True
+    timer.start()
