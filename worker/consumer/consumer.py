@@ -168,8 +168,8 @@ class BatchConsumer(Consumer):
             leases,
             self._queues,
             lease_s=options.lease_s,
-            stalled=lambda: state.hung,
-            on_stalled=source.give_back_rest,
+            hung=lambda: state.hung,
+            on_hung=source.give_back_rest,
         )
         self._lease_refresher.start()
         engine.start()
