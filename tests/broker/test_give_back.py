@@ -208,7 +208,8 @@ def test_a_message_given_back_by_its_holder_does_not_count_as_delivered(
 
 # -- Deaths ------------------------------------------------------------------------------------------------------------
 
-ABSENT = object()
+#: Stands for a message without the flag.
+ABSENT = ...
 
 
 def info_of(raw: bytes) -> dict[str, Any]:

@@ -25,11 +25,11 @@ def start(queue: Queue) -> Iterator[Start]:
 
     def start(
         leases: Leases,
-        stalled: Callable[[], bool] = lambda: False,
-        on_stalled: Callable[[], None] = lambda: None,
+        hung: Callable[[], bool] = lambda: False,
+        on_hung: Callable[[], None] = lambda: None,
         lease_s: float = LEASE_S,
     ) -> LeaseRefresher:
-        refresher = LeaseRefresher(leases, lambda: [queue], lease_s=lease_s, stalled=stalled, on_stalled=on_stalled)
+        refresher = LeaseRefresher(leases, lambda: [queue], lease_s=lease_s, hung=hung, on_hung=on_hung)
         refreshers.append(refresher)
         refresher.start()
         return refresher
@@ -99,17 +99,17 @@ def test_all_orphans_go_back_in_one_turn(
     assert lists.labels() == list(range(450))
 
 
-def test_a_stalled_worker_loses_its_leases_and_is_told_once(
+def test_a_hung_worker_loses_its_leases_and_is_told_once(
     make_leases: MakeLeases, start: Start, lists: Lists, queue: Queue
 ) -> None:
     leases = make_leases(lease_s=LEASE_S)
     lists.put("a")
     claims = claim_all(leases, queue)
-    stalled, told = threading.Event(), []
-    start(leases, stalled.is_set, lambda: told.append(1))
-    stalled.set()
-    wait_until(lambda: lists.labels() == ["a"], "the stalled worker's message is back")
-    stalled.clear()
+    hung, told = threading.Event(), []
+    start(leases, hung.is_set, lambda: told.append(1))
+    hung.set()
+    wait_until(lambda: lists.labels() == ["a"], "the hung worker's message is back")
+    hung.clear()
     wait_until(lambda: not leases.held(), "the worker knows that it lost its lease")
     assert settle(leases, claims) == [False]
     assert told == [1]

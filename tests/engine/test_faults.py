@@ -132,7 +132,7 @@ def test_a_fault_anywhere_leaves_no_call_without_an_answer(error: BaseException)
 
 def test_the_places_cover_the_engine() -> None:
     files = {Path(file).name for file, _ in places()}
-    assert files >= {"loop.py", "state.py", "prepare.py", "scheduler.py", "device.py", "runner.py", "settler.py"}
+    assert files >= {"loop.py", "state.py", "prepare.py", "scheduler.py", "dispatcher.py", "runner.py", "settler.py"}
     assert len(places()) > 50
     assert sys.gettrace() is None or "coverage" in repr(sys.gettrace()), "nothing is traced afterwards"
 

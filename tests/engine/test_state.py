@@ -94,7 +94,7 @@ def test_an_engine_counts_as_hung_while_any_step_of_user_code_exceeds_the_time_l
     assert not engine.state.hung
     now[0] += 0.1
     assert engine.state.hung
-    assert ids(engine.state.overdue) == ["double-1"]
+    assert ids(engine.state.hung_jobs) == ["double-1"]
     gate.open()
     ports.wait_for_outcomes(1)
     assert engine.drain(DEADLINE_S)

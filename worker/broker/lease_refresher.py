@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class LeaseRefresher:
-    """Refreshes leases several times within their length, as long as the running batch is within its time limit.
+    """Refreshes leases several times within their length, as long as no user code hangs.
 
-    `stalled` tells whether the batch has exceeded it; each time that it turns true, `on_stalled` is called once.
+    `hung` tells whether user code has exceeded its time limit. Each time that it turns true, `on_hung` is called once.
     """
 
     def __init__(
@@ -26,17 +26,17 @@ class LeaseRefresher:
         queues: Callable[[], Sequence[Queue]],
         *,
         lease_s: float,
-        stalled: Callable[[], bool],
-        on_stalled: Callable[[], None],
+        hung: Callable[[], bool],
+        on_hung: Callable[[], None],
     ) -> None:
         self._leases = leases
         self._queues = queues
         self._refresh_every_s = lease_s / tuning.REFRESHES_PER_LEASE
         self._turn_s = min(self._refresh_every_s, tuning.LEASE_TURN_S)
         self._refreshed_at = float("-inf")
-        self._stalled = stalled
-        self._on_stalled = on_stalled
-        self._was_stalled = False
+        self._hung = hung
+        self._on_hung = on_hung
+        self._was_hung = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batchery-lease", daemon=True)
 
@@ -64,13 +64,13 @@ class LeaseRefresher:
                 self._stopped.wait(self._turn_s)
 
     def _take_turn(self) -> None:
-        stalled = self._stalled()
-        if stalled and not self._was_stalled:
+        hung = self._hung()
+        if hung and not self._was_hung:
             self._leases.flush()  # so that what is acknowledged is not given back
-            self._on_stalled()
-        self._was_stalled = stalled
-        # A stalled worker keeps neither its leases nor its place among the live workers, so that others take its share.
-        if not stalled and time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
+            self._on_hung()
+        self._was_hung = hung
+        # A hung worker keeps neither its leases nor its place among the live workers, so that others take its share.
+        if not hung and time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
             self._leases.refresh(self._queues())
             self._refreshed_at = time.monotonic()
         # Each sweep is small, so that the server is not kept busy, but all orphans go back now, because callers wait.

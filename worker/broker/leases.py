@@ -20,7 +20,7 @@ import redis
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
 from .keys import Queue
-from .scripts import Scripts
+from .lua import Scripts
 
 T = TypeVar("T")
 

@@ -137,7 +137,7 @@ class BatchConsumer(Consumer):
         self._hub_calls.run()
         try:
             state = self.engine.state
-            self._leases.leave({job.reply.claim.tag for job in (*state.running, *state.overdue)})
+            self._leases.leave({job.reply.claim.tag for job in (*state.running, *state.hung_jobs)})
         except redis.RedisError as exc:
             logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
         self._watcher.close()
@@ -175,8 +175,8 @@ class BatchConsumer(Consumer):
             leases,
             self._queues,
             lease_s=options.lease_s,
-            stalled=lambda: state.hung,
-            on_stalled=source.give_back_rest,
+            hung=lambda: state.hung,
+            on_hung=source.give_back_rest,
         )
         self._lease_refresher.start()
         engine.start()

@@ -66,7 +66,7 @@ class Engine:
         state, scheduler, pipeline = self.state, self.state.scheduler, self._pipeline
         timeout = min(timeout, threading.TIMEOUT_MAX)
         deadline = state.clock() + timeout
-        self._returns.gather(pipeline.device.plan)
+        self._returns.gather(pipeline.dispatcher.plan)
         self._source.interrupt()
         self._join("claim", timeout)
         with state.lock:
@@ -77,7 +77,7 @@ class Engine:
                 lambda: scheduler.held == 0 or self._stuck or state.hung, max(0.0, deadline - state.clock())
             )
             done = scheduler.held == 0
-            pipeline.device.stop()
+            pipeline.dispatcher.stop()
         if done or self._stuck:
             pipeline.settler.close()
         if done:
@@ -87,7 +87,7 @@ class Engine:
 
     def _all_returned(self) -> bool:
         preparing = self.state.scheduler.count(JobState.PREPARING) > 0
-        return self._stuck or not (preparing or self._pipeline.device.plan.collating)
+        return self._stuck or not (preparing or self._pipeline.dispatcher.plan.collating)
 
     def _join(self, name: str, timeout: float | None = None) -> None:
         thread = self._threads[name]
@@ -137,5 +137,5 @@ class Engine:
             task.options = options
             task.planner.set_options(options)
             # A batch may be due now, and more may be claimed.
-            self._pipeline.device.work_came()
+            self._pipeline.dispatcher.work_came()
             self.state.claimable.notify_all()

@@ -4,14 +4,14 @@ Each method of `Pipeline` is the loop of one thread (preprocess threads: a few),
 
 claim    the source: `consumer/fast/fetch.py` at a Celery worker, `local_calls.py` in a `Host`
 prepare  `prepare.py`: the task's hooks for each item, in which bad input fails alone
-plan     `device.py`: which jobs run next (decided by `scheduler.py` and the planner), and when they are put together
-run      `runner.py`: batch → predict → unbatch; the only code that knows the device
+plan     `dispatcher.py`: which jobs run next, and when they are put together, as `scheduler.py` and the planner decide
+run      `runner.py`: batch → predict → unbatch, on the device
 settle   `settler.py`: postprocess, and then the sink: `consumer/fast/settle.py`, or `local_calls.py`
 
 A loop ends when its wait returns None, because the engine drains (`lifecycle.py`).
 """
 
-from .device import Device
+from .dispatcher import Dispatcher
 from .ports import JobSource, ResultSink
 from .prepare import Preparer
 from .returns import Returns
@@ -26,10 +26,10 @@ class Pipeline:
     def __init__(self, state: EngineState, source: JobSource, sink: ResultSink, returns: Returns) -> None:
         """Connect the stages."""
         self._state, self._source, self._sink, self._returns = state, source, sink, returns
-        self.device = Device(state, sink)
-        self.settler = Settler(state, sink, self.device)
+        self.dispatcher = Dispatcher(state, sink)
+        self.settler = Settler(state, sink, self.dispatcher)
         self.runner = Runner(state)
-        self._preparer = Preparer(state, sink, self.device, self.settler, returns)
+        self._preparer = Preparer(state, sink, self.dispatcher, self.settler, returns)
 
     def claim_jobs(self) -> None:
         """Claim thread: take what there is capacity for, and prepare what needs no user code."""
@@ -44,20 +44,20 @@ class Pipeline:
 
     def run_batches(self) -> None:
         """Device thread: run one planned batch after the other, and hand over what becomes of its jobs."""
-        while (ready := self.device.wait_for_batch()) is not None:
+        while (ready := self.dispatcher.wait_for_batch()) is not None:
             batch, parts = ready.batch, 0
             self._sink.started(batch)
-            for outcomes in self.runner.run(batch, ready.collated, self.device.out_of_memory):
-                self.device.ran(batch, outcomes)
+            for outcomes in self.runner.run(batch, ready.collated, self.dispatcher.out_of_memory):
+                self.dispatcher.ran(batch, outcomes)
                 self.settler.take(outcomes)
                 parts += 1
-            self.device.finished(batch, whole=parts == 1)
+            self.dispatcher.finished(batch, whole=parts == 1)
         self.settler.close()
 
     def collate_batches(self) -> None:
         """Collate thread: put the next batch together while one runs."""
-        while (batch := self.device.wait_for_next()) is not None:
-            if not self.device.collated(batch, self.runner.collate(batch)):
+        while (batch := self.dispatcher.wait_for_next()) is not None:
+            if not self.dispatcher.collated(batch, self.runner.collate(batch)):
                 self._returns.add(batch.jobs)
 
     def settle_outcomes(self) -> None:

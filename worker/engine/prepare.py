@@ -6,7 +6,7 @@ from typing import Any
 
 from ...batchers import Job, Outcome, WorkerDied
 from .. import tuning
-from .device import Device
+from .dispatcher import Dispatcher
 from .model import Model
 from .ports import ResultSink
 from .returns import Returns
@@ -23,12 +23,12 @@ class Preparer:
     """Gives jobs their items. Then they wait for the device, or are settled as failures."""
 
     def __init__(
-        self, state: EngineState, sink: ResultSink, device: Device, settler: Settler, returns: Returns
+        self, state: EngineState, sink: ResultSink, dispatcher: Dispatcher, settler: Settler, returns: Returns
     ) -> None:
-        """Prepare for `device`; hooks run in the context that `sink` makes for a job."""
+        """Prepare jobs for `dispatcher`; hooks run in the context that `sink` makes for a job."""
         self._state = state
         self._sink = sink
-        self._device = device
+        self._dispatcher = dispatcher
         self._settler = settler
         self._returns = returns
 
@@ -54,7 +54,7 @@ class Preparer:
                 state.drained.notify_all()
             elif prepared:
                 state.scheduler.prepared(prepared, state.clock())
-                self._device.work_came(prepared)
+                self._dispatcher.work_came(prepared)
         if failed:
             self._settler.put(failed)
         if draining:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...batchers import Batch, BatchFailed, Outcome
 from .. import tuning
-from .device import Device
+from .dispatcher import Dispatcher
 from .model import Model
 from .ports import ResultSink
 from .state import EngineState
@@ -27,9 +27,9 @@ class Settler:
     Where waking that thread costs more than it saves, the device thread settles the outcomes of its batch by itself.
     """
 
-    def __init__(self, state: EngineState, sink: ResultSink, device: Device) -> None:
-        """Settle through `sink`; `device` may wait until results are stored."""
-        self._device = device
+    def __init__(self, state: EngineState, sink: ResultSink, dispatcher: Dispatcher) -> None:
+        """Settle through `sink`; `dispatcher` may wait until results are stored."""
+        self._dispatcher = dispatcher
         self._state = state
         self._sink = sink
         self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
@@ -133,7 +133,7 @@ class Settler:
                     done.append(batch)
             state.leave([outcome.job for outcome in outcomes], "settled")
             if device_waits:
-                self._device.work_came()
+                self._dispatcher.work_came()
         return done
 
 

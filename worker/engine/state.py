@@ -49,7 +49,7 @@ class EngineState:
     # -- For sources and sinks, and any thread of theirs -------------------------------------------------------------
 
     @property
-    def overdue(self) -> list[Job]:
+    def hung_jobs(self) -> list[Job]:
         """The jobs on which user code has worked for longer than their task's `batch_time_limit_s`: it hangs."""
         now = self.clock()
         working = list(self._working.values())
@@ -58,7 +58,7 @@ class EngineState:
     @property
     def hung(self) -> bool:
         """Whether user code hangs."""
-        return bool(self.overdue)
+        return bool(self.hung_jobs)
 
     def time_limit_of(self, job: Job) -> float:
         """Return the seconds that user code may work on a batch of a job's task in one step."""

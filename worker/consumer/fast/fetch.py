@@ -87,7 +87,7 @@ class QueueSource:
 
     def give_back_rest(self) -> None:
         """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
-        running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.overdue)}
+        running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         end_worker_unless_it_recovers(self._context)
 

@@ -12,7 +12,7 @@ from .staging import Sent
 from .state import EngineState
 
 
-class Device:
+class Dispatcher:
     """Waits for what the scheduler and the open plan decide, and tells them what was done."""
 
     def __init__(self, state: EngineState, sink: ResultSink) -> None:
