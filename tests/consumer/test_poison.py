@@ -179,3 +179,20 @@ def sweep(url: str, count: int) -> None:
     found = 0
     while found < count:
         found += wait_until(leases.sweep, "leases have run out")
+
+
+@pytest.mark.worker
+def test_a_worker_that_is_stopped_before_its_batch_ends_blames_nobody(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate
+) -> None:
+    """A rolling deploy with a short drain is no fault of the jobs: they run elsewhere at once, and are not counted."""
+    stopped = start(env=options(drain_timeout_s=0.2))
+    results = list(caller.tasks["gated"].delay_many([(gate.path, index) for index in range(3)]))
+    gate.wait_for_model()
+    stopped.terminate()
+    stopped.wait()
+    wait_until(lambda: redis_client.llen("celery") == 3, "all are back in the queue")
+    assert not any(b'"redelivered"' in message for message in redis_client.lrange("celery", 0, -1))
+    gate.open()
+    start(env=LEASE)
+    assert [result.get(timeout=WAIT) for result in results] == [0, 1, 2]

@@ -136,8 +136,7 @@ class BatchConsumer(Consumer):
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            state = self.engine.state
-            self._leases.leave({job.reply.claim.tag for job in (*state.running, *state.hung_jobs)})
+            self._leases.leave({job.reply.claim.tag for job in self.engine.suspects})
         except redis.RedisError as exc:
             logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
         self._watcher.close()

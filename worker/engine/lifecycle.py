@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...batchers import BatchFailed, JobState
+from ...batchers import BatchFailed, Job, JobState
 from ...configs import TaskOptions
 from .. import tuning
 from .loop import Pipeline
@@ -108,6 +108,11 @@ class Engine:
             self._sink.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 
     # -- What others may ask -----------------------------------------------------------------------------------------
+
+    @property
+    def suspects(self) -> list[Job]:
+        """Jobs that may be why the engine cannot go on: user code hangs on them, or a thread died while they ran."""
+        return [*self.state.hung_jobs, *(self.state.running if self._stuck else ())]
 
     def stats(self) -> dict[str, int | float]:
         """Return what was done so far, as flat numbers."""
