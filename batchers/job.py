@@ -68,6 +68,8 @@ class Job(msgspec.Struct, eq=False):
     size: int = 0
     #: Workers that died while they ran it. It is a suspect from the first on, and runs alone.
     deaths: int = 0
+    #: Whether its message was under a lease that ran out: its worker died or hung, whatever it ran then.
+    redelivered: bool = False
     #: Changed by the engine's scheduler alone.
     state: JobState = JobState.NEW
 
@@ -92,6 +94,8 @@ class Batch(msgspec.Struct, eq=False):
     finished_at: float = 0.0
     #: Number among the batches of its engine, from 1; 0 before an engine has started it.
     number: int = 0
+    #: Whether the last batch of the task ran for next to no time, so that this one is expected to.
+    quick: bool = False
     #: Number of jobs whose outcomes are settled.
     settled: int = 0
     #: Sizes, ascending, that the batch is padded up to by repeating an item; empty: no padding.

@@ -105,3 +105,7 @@ GC_THRESHOLD = 20_000
 
 #: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
 EXIT_GRACE_S = 30.0
+
+#: A task whose last batch ran for fewer seconds runs its next one without a note at the server, because the note would
+#: cost a lone call a tenth of its latency. Jobs of a worker that has died are noted however quick they are.
+QUICK_RUN_S = 0.001

@@ -24,6 +24,8 @@ from tests.support.workers import StartWorker, Worker
 
 WAIT = 90.0
 LEASE = options(lease_s=2)
+#: Batches are noted however quick they are, so that the number of deaths is known.
+ALWAYS_NOTED = {"TUNING": json.dumps({"QUICK_RUN_S": 0})}
 
 
 class Supervisor(threading.Thread):
@@ -31,7 +33,7 @@ class Supervisor(threading.Thread):
 
     def __init__(self, url: str, **env: str) -> None:
         super().__init__()
-        self._env = {"REDIS_URL": url, **LEASE, **env}
+        self._env = {"REDIS_URL": url, **LEASE, **ALWAYS_NOTED, **env}
         self._stopped = threading.Event()
         self.deaths = 0
         self.log = ""
@@ -196,3 +198,18 @@ def test_a_worker_that_is_stopped_before_its_batch_ends_blames_nobody(
     gate.open()
     start(env=LEASE)
     assert [result.get(timeout=WAIT) for result in results] == [0, 1, 2]
+
+
+@pytest.mark.worker
+def test_a_model_that_is_quick_costs_its_worker_one_more_death(
+    redis_url: str, caller: Celery, redis_client: redis.Redis
+) -> None:
+    """Quick batches are noted only once a worker has died, because a note would cost each of them its latency."""
+    with supervised(redis_url, 1, TUNING=json.dumps({"QUICK_RUN_S": 60})) as [supervisor]:
+        assert caller.tasks["deadly"].delay("first").get(timeout=WAIT) == "first"
+        results = list(caller.tasks["deadly"].delay_many([DEADLY, *map(str, range(20))]))
+        assert [result.get(timeout=WAIT) for result in results[1:]] == [str(index) for index in range(20)]
+        with pytest.raises(WorkerLostError):
+            results[0].get(timeout=WAIT)
+        wait_until(lambda: not unsettled(redis_client), "everything is settled")
+        assert supervisor.deaths in (3, 4)

@@ -62,6 +62,8 @@ class TaskState:
     unprepared: deque[list[Job]] = field(default_factory=deque)
     jobs: int = 0
     bytes: int = 0
+    #: Seconds that the last batch ran.
+    last_run_s: float = float("inf")
     stats: Stats = field(default_factory=Stats)
 
     @classmethod

@@ -108,6 +108,7 @@ class Scheduler(JobTable):
         """Note that a batch runs."""
         self.move("started", batch.jobs)
         batch.started_at = now
+        batch.quick = self.tasks[batch.task].last_run_s < tuning.QUICK_RUN_S
         batch.number = next(self._numbers)
         self.running = batch
         self.device_time.started(now)
@@ -116,8 +117,9 @@ class Scheduler(JobTable):
         """Note that the running batch is through: `whole` if in one piece, `more` if the next one is chosen."""
         self.running = None
         self._unsettled_batches += 1
+        task = self.tasks[batch.task]
+        task.last_run_s = batch.run_s
         if whole:
-            task = self.tasks[batch.task]
             task.cost.observe(batch.rows, batch.longest, 1000 * batch.run_s)
             ceiling, budget = task.ceiling, task.options.max_batch_tokens
             lower = ceiling.limit is not None and (budget is None or ceiling.limit < budget)

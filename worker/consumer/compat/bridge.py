@@ -186,7 +186,8 @@ def _to_job(claim: Claim, request: Request) -> Job:
     now = time.monotonic()
     job = Job(request.id, request.task.name, args, kwargs, reply=request, enqueued_at=now, seq=claim.seq)
     job.priority, job.size = _priority(request), len(claim.message)
-    job.deaths = deaths_of(request.delivery_info.get("redelivered"))
+    flag = request.delivery_info.get("redelivered")
+    job.deaths, job.redelivered = deaths_of(flag), bool(flag)
     job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
     return job
 

@@ -188,4 +188,5 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
         # A compressed message is larger once it is held.
         size=max(len(claim.message), call.size),
         deaths=call.deaths,
+        redelivered=call.redelivered,
     )

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 from celery import signals
 from celery.app.trace import task_has_custom
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: Celery's tracer sends these signals, and calls these methods of a task, around each success.
 _SIGNALS = (signals.task_success, signals.task_prerun, signals.task_postrun)
 _HOOKS = ("before_start", "on_success", "after_return")
+
+
+_redelivered = attrgetter("redelivered")
 
 
 class CelerySink:
@@ -75,9 +79,13 @@ class CelerySink:
         return wanted
 
     def started(self, batch: Batch) -> None:
-        """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them."""
+        """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them.
+
+        Jobs of a quick batch are noted only if one of them was redelivered, because a worker has died then.
+        """
         requests = [job.reply for job in batch.jobs]
-        self._note.write([request.claim.tag for request in requests])
+        if not batch.quick or any(map(_redelivered, batch.jobs)):
+            self._note.write([request.claim.tag for request in requests])
         self._hub.call(self._started, requests, time.time(), time.monotonic())
 
     def _started(self, requests: Sequence[FastRequest | Request], now: float, monotonic_now: float) -> None:

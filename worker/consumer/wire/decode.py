@@ -112,6 +112,7 @@ class FastCall(msgspec.Struct, gc=False):
     in_chord: bool
     #: Workers that died while they ran the call.
     deaths: int = 0
+    redelivered: bool = False
 
 
 _message = msgspec.json.Decoder(Message)
@@ -138,8 +139,9 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_B
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
     args, kwargs, in_chord = arguments
-    deaths = deaths_of(properties.delivery_info.redelivered)
-    return FastCall(decoded.headers, args, kwargs, properties.priority or 0, expires_at, len(body), in_chord, deaths)
+    flag, priority = properties.delivery_info.redelivered, properties.priority or 0
+    its_state = in_chord, deaths_of(flag), bool(flag)
+    return FastCall(decoded.headers, args, kwargs, priority, expires_at, len(body), *its_state)
 
 
 def deaths_of(redelivered: object) -> int:
