@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import click
 import pytest
+from batchery.producer import private
 from celery import Celery
 from celery.app import amqp, trace
 from celery.backends import redis as redis_backend
@@ -29,6 +30,18 @@ from tests.support.private_names import listed_names
 def takes(function: Callable[..., Any], *names: str) -> bool:
     """Whether a function's first parameters are these."""
     return [*inspect.signature(function).parameters][: len(names)] == [*names]
+
+
+def keeps_many_requests() -> bool:
+    """Whether a weak set holds exactly the items that were added in bulk and not discarded again."""
+
+    class Item:
+        pass
+
+    items, weak_set = [Item() for _ in range(3)], WeakSet[Item]()
+    private.add_to_weak_set(weak_set, items)
+    private.discard_from_weak_set(weak_set, items[:1])
+    return set(weak_set) == {*items[1:]} and items[0] not in weak_set
 
 
 def sets(cls: type, attribute: str) -> bool:
@@ -75,6 +88,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "state.requests": lambda: isinstance(state.requests, dict),
     "state.reserved_requests": lambda: isinstance(state.reserved_requests, WeakSet),
     "state.active_requests": lambda: isinstance(state.active_requests, WeakSet),
+    "WeakSet.data": lambda: keeps_many_requests(),
     "state.scheduled_requests": lambda: isinstance(state.scheduled_requests, WeakSet),
     "state.total_count": lambda: isinstance(state.total_count, Counter),
     "state.all_total_count": lambda: isinstance(state.all_total_count[0], int),

@@ -3,24 +3,29 @@
 All of this runs on the hub's thread, because Celery iterates over these collections there.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 
 from celery.worker import state
 from celery.worker.request import Request
 
+from ....producer.private import add_to_weak_set, discard_from_weak_set
 from ..wire.request import FastRequest
+
+_id, _name = attrgetter("id"), attrgetter("name")
 
 
 def reserved(requests: Sequence[FastRequest | Request]) -> None:
     """Note requests that wait, as `state.task_reserved` does for one."""
-    state.requests.update({request.id: request for request in requests})
-    state.reserved_requests.update(requests)
+    state.requests.update(zip(map(_id, requests), requests, strict=True))
+    add_to_weak_set(state.reserved_requests, requests)
 
 
 def accepted(requests: Sequence[FastRequest | Request]) -> None:
     """Note requests that run, as `state.task_accepted` does for one."""
-    state.active_requests.update(requests)
-    state.total_count.update(request.name for request in requests)
+    add_to_weak_set(state.active_requests, requests)
+    state.total_count.update(Counter(map(_name, requests)))
     state.all_total_count[0] += len(requests)
 
 
@@ -30,7 +35,8 @@ def forget(requests: Sequence[FastRequest | Request]) -> None:
     Does what `state.task_ready` does for one, but does not keep the ids of successful requests: only Celery's own
     tracer asks for them.
     """
-    for request in requests:
-        state.requests.pop(request.id, None)
-    state.active_requests.difference_update(requests)
-    state.reserved_requests.difference_update(requests)
+    forget_one = state.requests.pop
+    for task_id in map(_id, requests):
+        forget_one(task_id, None)
+    discard_from_weak_set(state.active_requests, requests)
+    discard_from_weak_set(state.reserved_requests, requests)
