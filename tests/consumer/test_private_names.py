@@ -24,7 +24,7 @@ from kombu import Consumer as KombuConsumer
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from tests.support.private_names import listed_names
+from tests.support.private_names import assert_known, listed_names
 
 
 def takes(function: Callable[..., Any], *names: str) -> bool:
@@ -116,11 +116,7 @@ NAMES: dict[str, Callable[[], bool]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_celery_and_kombu_have_the_private_name(name: str) -> None:
-    try:
-        is_known = NAMES[name]()
-    except Exception as error:
-        pytest.fail(f"Celery or kombu has no {name} any more: {error!r}")
-    assert is_known, f"{name} of Celery or kombu is not what it was"
+    assert_known(name, NAMES[name])
 
 
 def test_the_table_of_the_workers_private_names_lists_every_name_that_has_a_test() -> None:

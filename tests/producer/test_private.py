@@ -18,7 +18,7 @@ from kombu import Connection, Producer
 from kombu.transport.redis import Channel
 
 from tests.support.paths import ROOT
-from tests.support.private_names import listed_names
+from tests.support.private_names import assert_known, listed_names
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -111,11 +111,7 @@ NAMES: dict[str, Callable[[], bool]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_celery_and_kombu_have_the_private_name(name: str) -> None:
-    try:
-        is_known = NAMES[name]()
-    except Exception as error:
-        pytest.fail(f"Celery or kombu has no {name} any more: {error!r}")
-    assert is_known, f"{name} of Celery or kombu is not what it was"
+    assert_known(name, NAMES[name])
 
 
 def test_a_context_of_kombus_turns_the_redis_clients_errors_into_kombus() -> None:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from tests.support.paths import ROOT
+
+
+def assert_known(name: str, is_known: Callable[[], bool]) -> None:
+    """Fail, with the name in the message, unless Celery or kombu has it as it was."""
+    try:
+        known = is_known()
+    except Exception as error:
+        pytest.fail(f"Celery or kombu has no {name} any more: {error!r}")
+    assert known, f"{name} of Celery or kombu is not what it was"
 
 
 def listed_names() -> tuple[list[str], list[str]]:

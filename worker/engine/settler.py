@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ...batchers import Batch, BatchFailed, Outcome
+from ...batchers import Batch, BatchFailed, Job, Outcome
 from .. import tuning
 from .dispatcher import Dispatcher
 from .model import Model
@@ -92,14 +92,15 @@ class Settler:
     def _settle(self, outcomes: list[Outcome]) -> None:
         state = self._state
         began = state.clock()
-        with state.user_code([outcome.job for outcome in outcomes]):
+        jobs = [outcome.job for outcome in outcomes]
+        with state.user_code(jobs):
             for outcome in outcomes:
                 if outcome.error is None:
                     postprocess(state.models[outcome.job.task], outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
-        for batch in self._leave(outcomes, now):
+        for batch in self._leave(outcomes, jobs, now):
             log_batch(batch, now)
 
     def _store(self, outcomes: list[Outcome]) -> None:
@@ -118,7 +119,7 @@ class Settler:
                 outcomes[0].error = NotStored(f"The result could not be stored: {exc!r}")
                 self._store(outcomes)
 
-    def _leave(self, outcomes: Sequence[Outcome], now: float) -> list[Batch]:
+    def _leave(self, outcomes: Sequence[Outcome], jobs: Sequence[Job], now: float) -> list[Batch]:
         """Count outcomes that are settled, and hold their jobs no longer; return the batches settled as a whole."""
         state, done = self._state, []
         with state.lock:
@@ -131,7 +132,7 @@ class Settler:
                 if batch.settled == len(batch.jobs):
                     state.scheduler.settled(batch, now)
                     done.append(batch)
-            state.leave([outcome.job for outcome in outcomes], "settled")
+            state.leave(jobs, "settled")
             if device_waits:
                 self._dispatcher.work_came()
         return done

@@ -174,7 +174,7 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
     """
     headers = call.headers
     enqueued_at = headers.batchery_enqueued_at
-    return Job(
+    job = Job(
         headers.id,
         headers.task,
         call.args,
@@ -187,6 +187,7 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
         deadline=None if call.expires_at is None else now + call.expires_at - server_time,
         # A compressed message is larger once it is held.
         size=max(len(claim.message), call.size),
-        deaths=call.deaths,
-        redelivered=call.redelivered,
     )
+    if call.redelivered:
+        job.deaths, job.redelivered = call.deaths, True
+    return job

@@ -110,9 +110,13 @@ class FastCall(msgspec.Struct, gc=False):
     #: Bytes of the decompressed body.
     size: int
     in_chord: bool
-    #: Workers that died while they ran the call.
-    deaths: int = 0
-    redelivered: bool = False
+    #: The message's flag, as `DeliveryInfo` has it.
+    redelivered: bool | int = False
+
+    @property
+    def deaths(self) -> int:
+        """Number of workers that died while they ran the call."""
+        return deaths_of(self.redelivered)
 
 
 _message = msgspec.json.Decoder(Message)
@@ -140,8 +144,7 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_B
         return None
     args, kwargs, in_chord = arguments
     flag, priority = properties.delivery_info.redelivered, properties.priority or 0
-    its_state = in_chord, deaths_of(flag), bool(flag)
-    return FastCall(decoded.headers, args, kwargs, priority, expires_at, len(body), *its_state)
+    return FastCall(decoded.headers, args, kwargs, priority, expires_at, len(body), in_chord, flag)
 
 
 def deaths_of(redelivered: object) -> int:
