@@ -69,9 +69,11 @@ INSTANT_RUN_S, INSTANT_RUN_JOBS = 0.001, 64
 #: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
 SETTLE_TOGETHER = 500
 
-#: Deaths of workers after which a job that ran meanwhile does not run again. After its first death it runs alone, so
-#: the second is its own or a coincidence, and the third is proof.
-MAX_DEATHS = 3
+#: Deaths of workers after which a job that ran meanwhile does not run again, and how many of them must have come while
+#: it ran alone. After its first death it runs alone, so the second is its own or a coincidence, and the third is proof.
+MAX_DEATHS, MAX_LONE_DEATHS = 3, 2
+#: Seconds after which a worker asks again whether its suspect may run, while another worker runs one.
+SUSPECT_PAUSE_S = 0.25
 
 #: Seconds that a drain waits for jobs whose preparation has begun, so that all jobs go back together and in order.
 GIVE_BACK_TOGETHER_S = 1.0

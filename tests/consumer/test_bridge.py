@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from batchery.batchers import Job, JobState
 from batchery.configs import WorkerOptions
-from batchery.worker.broker import Claim, Queue
+from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
+
+from tests.support.envelopes import message
 
 QUEUE = Queue("celery")
 
@@ -32,6 +35,9 @@ class FakeLeases:
         self.claims: dict[str, Claim] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
+        self.buried: list[DeadLetter] = []
+        #: Raised by `bury`.
+        self.error: Exception | None = None
         self.forgotten: list[str] = []
 
     def find(self, tag: str) -> Claim | None:
@@ -46,6 +52,12 @@ class FakeLeases:
     def give_back_soon(self, claim: Claim) -> None:
         self.given_back.append(claim.tag)
 
+    def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.buried.append(letter)
+        return True
+
     def forget(self, claims: list[Claim]) -> None:
         self.forgotten += [claim.tag for claim in claims]
 
@@ -57,7 +69,7 @@ class FakeBackend:
         self.failures: dict[str, Exception] = {}
         self.error: Exception | None = None
 
-    def mark_as_failure(self, task_id: str, error: Exception) -> None:
+    def mark_as_failure(self, task_id: str, error: Exception, request: Any = None) -> None:
         if self.error is not None:
             raise self.error
         self.failures[task_id] = error
@@ -72,7 +84,10 @@ class Bench:
         self.takes_jobs = True
         self.handled: list[Any] = []
         consumer = SimpleNamespace(
-            accept={"application/json"}, handle_message=self.handled.append, app=SimpleNamespace(backend=self.backend)
+            accept={"application/json"},
+            handle_message=self.handled.append,
+            app=SimpleNamespace(backend=self.backend),
+            hostname="worker@here",
         )
         self.bridge = CeleryBridge(
             WorkerContext(
@@ -97,12 +112,13 @@ class Bench:
         claim = self.leases.claims[tag] = Claim(tag, QUEUE, message, 1)
         return claim
 
-    def request(self, tag: str, **changes: Any) -> Any:
+    def request(self, tag: str, delivery_info: Any = None, **changes: Any) -> Any:
         """A request that Celery has accepted, of a message in its hands."""
         self.bridge.hand_over([self.claim(tag)])
-        values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None, "delivery_info": {"priority": 3}}
-        message = SimpleNamespace(delivery_tag=tag)
-        return Request(message=message, task=SimpleNamespace(name="t"), **{**values, **changes})
+        values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None}
+        info = delivery_info or {"priority": 3}
+        message = SimpleNamespace(delivery_tag=tag, delivery_info=info)
+        return Request(message=message, delivery_info=info, task=SimpleNamespace(name="t"), **{**values, **changes})
 
 
 class Request:
@@ -134,6 +150,26 @@ def test_an_unreadable_message_fails_the_call_that_it_names(bench: Bench) -> Non
 def test_an_unreadable_message_that_names_no_call_is_dropped(bench: Bench) -> None:
     bench.bridge.hand_over([bench.claim("a", b"no message")])
     assert (bench.backend.failures, bench.leases.acknowledged) == ({}, ["a"])
+
+
+def test_a_message_that_is_dropped_is_kept_with_a_reason_that_quotes_nothing(bench: Bench) -> None:
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE), bench.claim("b", b"secret")])
+    letters = [(letter.id, letter.task, letter.worker) for letter in bench.leases.buried]
+    assert letters == [("an-id", "t", "worker@here"), ("b", None, "worker@here")]
+    assert {letter.reason for letter in bench.leases.buried} == {"The message was refused (InvalidTaskError)."}
+
+
+def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
+    bench.leases.error = redis.ConnectionError()
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
+    assert (bench.leases.acknowledged, bench.leases.forgotten, bench.backend.failures) == ([], ["a"], {})
+
+
+@pytest.mark.parametrize(("lost", "fails"), [(19, False), (20, True)])
+def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(bench: Bench, lost: int, fails: bool) -> None:
+    bench.bridge.hand_over([bench.claim("a", message(delivery_info={"batchery_lost": [lost, 0, 0]}, id="an-id"))])
+    assert (len(bench.handled), len(bench.leases.buried), len(bench.backend.failures)) == (not fails, fails, fails)
+    assert bench.leases.acknowledged == (["a"] if fails else [])
 
 
 @pytest.mark.parametrize(
@@ -205,6 +241,6 @@ def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
 
 
 def test_a_request_of_celerys_counts_the_workers_that_died(bench: Bench) -> None:
-    for flag in (True, 2, "2"):
-        bench.bridge.take(bench.request("a", delivery_info={"priority": 3, "redelivered": flag}))
-    assert [job.deaths for job in bench.submitted] == [0, 2, 0]
+    for counts in (None, [4, 2, 1], "2"):
+        bench.bridge.take(bench.request("a", delivery_info={"priority": 3, "batchery_lost": counts}))
+    assert [(job.lost, job.deaths, job.lone_deaths) for job in bench.submitted] == [(0, 0, 0), (4, 2, 1), (0, 0, 0)]

@@ -14,6 +14,7 @@ from celery import Celery, signals
 from batchery import BatchTask, setup
 from tests.support.models import (
     SEEN,
+    Fatal,
     GatedPreprocess,
     Hooked,
     Missing,
@@ -60,7 +61,7 @@ def register(app: Celery) -> None:
     add_plain_tasks(app)
     if "LOAD_ERROR" in os.environ:
         app.register_task(Missing())
-    for model in (Prepared, Hooked, Texts, GatedPreprocess):
+    for model in (Fatal, Prepared, Hooked, Texts, GatedPreprocess):
         app.register_task(model())
 
 

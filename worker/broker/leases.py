@@ -19,6 +19,7 @@ import redis
 
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
+from .dead_letters import DeadLetter, LetterLimits
 from .keys import Queue
 from .lua import Scripts
 
@@ -59,6 +60,14 @@ class Leases:
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
         return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
+
+    def may_run_suspect(self, claim: Claim) -> bool:
+        """Return whether a suspect may run, because no worker runs another one of its queue. It lasts until settled."""
+        return self._scripts.may_run_suspect(claim)
+
+    def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
+        """Keep a claim's message as a dead letter, besides its lease; return False if the lease was lost."""
+        return self._scripts.bury(claim, letter, limits)
 
     def find(self, tag: str) -> Claim | None:
         """Return the claim of that tag, if it is ours."""

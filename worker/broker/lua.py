@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis
 
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
+from .dead_letters import DeadLetter, LetterLimits
 from .keys import Queue
 
 #: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
@@ -98,6 +100,18 @@ class Scripts:
         most = "" if orphans is None else orphans
         args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
         return int(self._run("give_back", keys, args))
+
+    def may_run_suspect(self, claim: Claim) -> bool:
+        """Return whether a suspect may run, because no other one of its queue does."""
+        return bool(self._run("suspect", [claim.queue.unacked, claim.queue.suspect], [claim.tag]))
+
+    def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
+        """Keep a claim's message as a dead letter; return False if its lease was lost."""
+        queue = claim.queue
+        keys = [queue.unacked, queue.dead, queue.dead_messages, queue.dead_index]
+        letter.queue, letter.priority = queue.name, int(claim.tag.rpartition(".")[2])
+        known = msgspec.json.encode(letter)
+        return bool(self._run("bury", keys, [claim.tag, len(queue.envelope_end), letter.id, known, *limits]))
 
     def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
         """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""

@@ -101,6 +101,11 @@ class BatchConsumer(Consumer):
         self._bridge.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
         super().on_unknown_message(body, message)
 
+    def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Keep the message, because another version of the app may know the task; Celery tells the caller."""
+        if self._bridge.keep_dead(message.delivery_tag, "The worker's app has no such task.") is not None:
+            super().on_unknown_task(body, message, exc)
+
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:
         """Acknowledge at once, because that only fills a buffer, and works while the event loop stops, too."""
         p(*args, **kwargs)

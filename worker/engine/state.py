@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 from ...batchers import Job, Planner
 from ...configs import WorkerOptions
@@ -11,6 +12,8 @@ from .job_table import TaskState
 from .model import Model
 from .ports import Capacity
 from .scheduler import Scheduler
+
+_redelivered = attrgetter("redelivered")
 
 
 class EngineState:
@@ -43,6 +46,10 @@ class EngineState:
         self.drained = threading.Condition(self.lock)
         #: What user code works on, and since when, by thread.
         self._working: dict[int, tuple[Sequence[Job], float]] = {}
+        #: Whether a redelivered job was ever taken in. Ordinary workers see none and are not asked about single jobs.
+        self.saw_redelivered = False
+        #: Told when user code works on jobs of which some were redelivered, as `ResultSink.working`.
+        self.on_work: Callable[..., None] = _ignore
         #: Set when a job has left; cleared before each claim.
         self._freed = threading.Event()
 
@@ -86,10 +93,15 @@ class EngineState:
         """Watch over user code that works on jobs of one task: preparing, collating, running or postprocessing them."""
         me = threading.get_ident()
         self._working[me] = jobs, self.clock()
+        noted = self.saw_redelivered and any(map(_redelivered, jobs))
+        if noted:
+            self.on_work(jobs, begins=True)
         try:
             yield
         finally:
             del self._working[me]
+            if noted:
+                self.on_work(jobs, begins=False)
 
     def wait_for_capacity(self, timeout: float) -> None:
         """Wait for `timeout` seconds, or until a job has left since the last claim began."""
@@ -142,6 +154,7 @@ class EngineState:
         """Hold jobs; return them by task."""
         now = self.clock()
         groups: dict[str, list[Job]] = {}
+        self.saw_redelivered = self.saw_redelivered or any(map(_redelivered, jobs))
         for job in jobs:
             job.claimed_at = now
             groups.setdefault(job.task, []).append(job)
@@ -156,3 +169,7 @@ class EngineState:
         parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         task.unprepared += parts
         self.unprepared.notify(len(parts))
+
+
+def _ignore(jobs: Sequence[Job], *, begins: bool) -> None:
+    pass

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+from celery.app.task import Context
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
@@ -13,11 +14,12 @@ from ....batchers import Job, JobState
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
-from ..wire.decode import deaths_of
+from ..wire.decode import lost_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, full_request
+from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
+from .dead_letters import DeadLetterKeeper, why_given_up
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
+        self._served = context.tasks.keys()
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
@@ -41,6 +44,7 @@ class CeleryBridge:
         self._max_bytes = context.options.held_max_bytes
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
+        self._dead_letters = DeadLetterKeeper(context)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -63,7 +67,13 @@ class CeleryBridge:
             if not self._leases.holds(claim):
                 continue
             try:
-                self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
+                message = to_kombu(claim, self._channel, self._consumer.accept)
+                error = why_given_up(message, self._served)
+                if error is None:
+                    self._consumer.handle_message(message)
+                elif self.keep_dead(claim.tag, f"{error}") is not None:
+                    request = to_request(message, self._consumer)
+                    self.fail(request.id, claim, error, context_of(request))
             except Exception as exc:
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -125,8 +135,8 @@ class CeleryBridge:
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
+        reason = f"The message was refused ({type(error).__name__})."  # an error's text may quote the payload
+        if (claim := self.keep_dead(tag, reason)) is None:
             return
         _, task_id = addressee(claim.message)
         if task_id is None:
@@ -134,10 +144,21 @@ class CeleryBridge:
         else:
             self.fail(task_id, claim, error)
 
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
+    def keep_dead(self, tag: str, reason: str) -> Claim | None:
+        """Keep a message that is to be dropped with the dead letters; return its claim, or None if it is not ours."""
+        claim = self._leases.find(tag)
+        if claim is not None and not self._dead_letters.keep_or_leave(claim, reason):
+            self._tags.discard(tag)
+            return None
+        return claim
+
+    def fail(self, task_id: str, claim: Claim, error: Exception, request: Context | None = None) -> None:
+        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever.
+
+        With its `request`, errbacks and the chord learn of the failure, too.
+        """
         try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
+            self._consumer.app.backend.mark_as_failure(task_id, error, request=request)
         except (TypeError, ValueError):
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
         except Exception:
@@ -186,8 +207,9 @@ def _to_job(claim: Claim, request: Request) -> Job:
     now = time.monotonic()
     job = Job(request.id, request.task.name, args, kwargs, reply=request, enqueued_at=now, seq=claim.seq)
     job.priority, job.size = _priority(request), len(claim.message)
-    flag = request.delivery_info.get("redelivered")
-    job.deaths, job.redelivered = deaths_of(flag), bool(flag)
+    info = request.message.delivery_info or {}
+    job.redelivered = bool(info.get("redelivered"))
+    job.lost, job.deaths, job.lone_deaths = lost_of(info.get("batchery_lost"))
     job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
     return job
 

@@ -18,6 +18,7 @@ from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
+from .dead_letters import DeadLetterKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class OutcomeReplay:
     def __init__(self, context: WorkerContext, bridge: CeleryBridge) -> None:
         self._context = context
         self._bridge = bridge
+        self._dead_letters = DeadLetterKeeper(context)
         self._tasks = {name: _replaying(task) for name, task in context.tasks.items()}
 
     def tell(self, outcome: Outcome) -> None:
@@ -42,6 +44,10 @@ class OutcomeReplay:
             context.hub.call(worker_state.forget, [reply])
             return
         try:
+            if isinstance(
+                outcome.error, WorkerLostError
+            ):  # before its failure is stored: it may be kept twice, never lost
+                context.retry.until_stopped(lambda: self._dead_letters.keep(claim, f"{outcome.error}", outcome.job))
             request = full_request(reply)
             answer = self._trace(request, outcome)
             context.hub.call(self._finish, request, answer, soon=True)

@@ -87,6 +87,8 @@ class QueueSource:
 
     def give_back_rest(self) -> None:
         """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
+        # Noted, because the note may not name what hangs in another step than a batch's run.
+        self._intake.on_work(self._intake.hung_jobs, begins=True)
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         end_worker_unless_it_recovers(self._context)
@@ -189,5 +191,5 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
         size=max(len(claim.message), call.size),
     )
     if call.redelivered:
-        job.deaths, job.redelivered = call.deaths, True
+        job.redelivered, (job.lost, job.deaths, job.lone_deaths) = True, call.lost
     return job

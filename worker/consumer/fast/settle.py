@@ -78,6 +78,14 @@ class CelerySink:
                 self._hub.call(worker_state.forget, [job.reply])
         return wanted
 
+    def admits(self, batch: Batch) -> bool:
+        """Return whether a suspect may run; not while the server is away, because its death could not be noted."""
+        return bool(self._retry.once(lambda: self._leases.may_run_suspect(batch.jobs[0].reply.claim)))
+
+    def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
+        """Note at the server what user code works on."""
+        self._note.write([job.reply.claim.tag for job in jobs] if begins else [])
+
     def started(self, batch: Batch) -> None:
         """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them.
 
