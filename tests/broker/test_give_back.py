@@ -278,7 +278,7 @@ def test_every_worker_has_a_note_of_its_own(make_leases: MakeLeases, lists: List
     other = make_leases()
     other.claim([queue], 0, 0)
     assert other.sweep() == 4
-    assert [(label_of(raw), lost(raw)[1]) for raw in lists.raw()] == [(0, 1), (1, 0), (2, 0), (3, 1)]
+    assert {label_of(raw): lost(raw)[1] for raw in lists.raw()} == {0: 1, 1: 0, 2: 0, 3: 1}
 
 
 #: Texts that look like what the script looks for.

@@ -14,6 +14,8 @@ from batchery.configs import WorkerOptions
 from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
+from batchery.worker.consumer.compat.failures import why_given_up
+from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 
@@ -39,6 +41,7 @@ class FakeLeases:
         #: Raised by `bury`.
         self.error: Exception | None = None
         self.forgotten: list[str] = []
+        self.scripts = self
 
     def find(self, tag: str) -> Claim | None:
         return self.claims.get(tag)
@@ -115,7 +118,7 @@ class Bench:
     def request(self, tag: str, delivery_info: Any = None, **changes: Any) -> Any:
         """A request that Celery has accepted, of a message in its hands."""
         self.bridge.hand_over([self.claim(tag)])
-        values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None}
+        values: dict[str, Any] = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None}
         info = delivery_info or {"priority": 3}
         message = SimpleNamespace(delivery_tag=tag, delivery_info=info)
         return Request(message=message, delivery_info=info, task=SimpleNamespace(name="t"), **{**values, **changes})
@@ -166,10 +169,12 @@ def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("lost", "fails"), [(19, False), (20, True)])
-def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(bench: Bench, lost: int, fails: bool) -> None:
-    bench.bridge.hand_over([bench.claim("a", message(delivery_info={"batchery_lost": [lost, 0, 0]}, id="an-id"))])
-    assert (len(bench.handled), len(bench.leases.buried), len(bench.backend.failures)) == (not fails, fails, fails)
-    assert bench.leases.acknowledged == (["a"] if fails else [])
+def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(lost: int, fails: bool) -> None:
+    raw = message(delivery_info={"batchery_lost": [lost, 0, 0]})
+    channel = LeaseChannel(lambda tag: None, lambda tag: None)
+    delivered = to_kombu(Claim("a", QUEUE, raw, 1), channel, {"application/json"})
+    assert (why_given_up(delivered, ()) is not None) == fails
+    assert why_given_up(delivered, ["echo"]) is None, "of a batch task the engine decides"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
 ) -> None:
     bench.backend.error = error
-    bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
+    bench.bridge.failures.fail("an-id", bench.claim("a"), ValueError("bad"))
     assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
 
 

@@ -184,7 +184,7 @@ def test_a_redelivered_message_says_how_often_it_was_lost(counts: Any, lost: Any
     assert lost_of(counts) == lost
 
 
-@pytest.mark.parametrize("counts", [None, "x", 7, [1, 2], [1, 2, 3, 4], [1.5, 0, 0], [10**30, 0, 0], {}], ids=repr)
+@pytest.mark.parametrize("counts", [None, "x", 7, [1, 2], [1, 2, 3, 4], [1.5, 0, 0], {}], ids=repr)
 def test_counts_that_nobody_wrote_are_left_to_celery_and_are_none(counts: Any) -> None:
     assert decode_delivered(batchery_lost=counts) is None
     assert lost_of(counts) == (0, 0, 0)

@@ -122,7 +122,7 @@ class FatalBatcher(ListBatcher):
         die_at("batch", items)
         return super().batch(items)
 
-    def unbatch(self, outputs: Any, context: Any) -> Sequence[Any]:
+    def unbatch(self, outputs: Any, context: Any) -> list[Any]:
         die_at("unbatch", outputs)
         return super().unbatch(outputs, context)
 
@@ -150,7 +150,7 @@ class Fatal(BatchTask):
 
 
 def die_at(step: str, values: Sequence[str]) -> None:
-    """End this process if one of the values is "deadly <step>"; kill it for "killed <step>"; hang for "hangs <step>"."""
+    """End this process for "deadly <step>" among the values, kill it for "killed <step>", hang for "hangs <step>"."""
     if f"{DEADLY} {step}" in values:
         os._exit(1)
     if f"killed {step}" in values:  # as the kernel does when memory is exhausted

@@ -88,7 +88,7 @@ class DeadLetters:
     def _take(self, letter: DeadLetter, *, requeue: bool) -> bool:
         keys = self._queue(letter.queue)
 
-        def take(pipe: Any) -> bool:
+        def take(pipe: Any) -> Any:
             known, message = pipe.hget(keys.dead, letter.id), pipe.hget(keys.dead_messages, letter.id)
             pipe.multi()
             if known is None or message is None:

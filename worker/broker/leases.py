@@ -19,7 +19,6 @@ import redis
 
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
-from .dead_letters import DeadLetter, LetterLimits
 from .keys import Queue
 from .lua import Scripts
 
@@ -40,7 +39,8 @@ class Leases:
         self.server_time = 0.0
         #: Set when something was buffered that `flush` should send.
         self.has_buffered = threading.Event()
-        self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
+        #: For what else is asked about a claim.
+        self.scripts = self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
         #: What the tags of this worker begin with, before the colon.
         self.tag_worker = self._scripts.tag_worker
         self._lock = threading.Lock()
@@ -60,14 +60,6 @@ class Leases:
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
         return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
-
-    def may_run_suspect(self, claim: Claim) -> bool:
-        """Return whether a suspect may run, because no worker runs another one of its queue. It lasts until settled."""
-        return self._scripts.may_run_suspect(claim)
-
-    def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
-        """Keep a claim's message as a dead letter, besides its lease; return False if the lease was lost."""
-        return self._scripts.bury(claim, letter, limits)
 
     def find(self, tag: str) -> Claim | None:
         """Return the claim of that tag, if it is ours."""

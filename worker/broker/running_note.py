@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 class RunningNote:
     """The note of one worker: a string of tags, which expires after `expires_s` seconds. Any thread.
 
-    Each thread notes what it works on, and the note names the work of all threads. It has a connection of its own, and reads answers much later, because the device must not wait for the server.
+    Each thread notes what it works on, and the note names the work of all threads. It has a connection of its own, and
+    reads answers much later, because the device must not wait for the server.
     """
 
     def __init__(self, client: "redis.Redis", worker: str, *, key_prefix: str = "", expires_s: float) -> None:

@@ -46,9 +46,8 @@ class EngineState:
         self.drained = threading.Condition(self.lock)
         #: What user code works on, and since when, by thread.
         self._working: dict[int, tuple[Sequence[Job], float]] = {}
-        #: Whether a redelivered job was ever taken in. Ordinary workers see none and are not asked about single jobs.
+        #: Whether a redelivered job was ever taken in, and `ResultSink.working`, which is told of such jobs.
         self.saw_redelivered = False
-        #: Told when user code works on jobs of which some were redelivered, as `ResultSink.working`.
         self.on_work: Callable[..., None] = _ignore
         #: Set when a job has left; cleared before each claim.
         self._freed = threading.Event()
@@ -93,15 +92,13 @@ class EngineState:
         """Watch over user code that works on jobs of one task: preparing, collating, running or postprocessing them."""
         me = threading.get_ident()
         self._working[me] = jobs, self.clock()
-        noted = self.saw_redelivered and any(map(_redelivered, jobs))
-        if noted:
-            self.on_work(jobs, begins=True)
+        on_work = self.on_work if self.saw_redelivered and any(map(_redelivered, jobs)) else _ignore
+        on_work(jobs, begins=True)
         try:
             yield
         finally:
             del self._working[me]
-            if noted:
-                self.on_work(jobs, begins=False)
+            on_work(jobs, begins=False)
 
     def wait_for_capacity(self, timeout: float) -> None:
         """Wait for `timeout` seconds, or until a job has left since the last claim began."""

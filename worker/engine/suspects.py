@@ -1,9 +1,9 @@
 """Jobs that may end a worker: which of them run, when, and for how long. No I/O, no clock.
 
 A job on which user code worked when a worker died or hung is a suspect. It goes its whole way alone, from `preprocess`
-to `postprocess`, so that the next death tells whether it is the cause. One by one, and not in halves, because a run
-costs milliseconds, but a death costs a lease and the start of a worker. So a batch with one such job among n costs three
-deaths, whatever n is.
+to `postprocess`, so that the next death tells whether it is the cause. Suspects run one by one, and not in halves,
+because a run costs milliseconds, but a death costs a lease and the start of a worker: a batch with one such job among n
+costs three deaths, whatever n is.
 """
 
 from collections.abc import Mapping, Sequence

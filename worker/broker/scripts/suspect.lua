@@ -7,7 +7,7 @@
 -- This works over maxmemory, because Redis refuses only a script's first write, and the first one only removes.
 
 local running = redis.call('GET', KEYS[2])
-if running and running ~= ARGV[1] and redis.call('HEXISTS', KEYS[1], running) == 1 then return 0 end
+if running and running ~= ARGV[1] and redis.call('HGET', KEYS[1], running) then return 0 end
 redis.call('DEL', KEYS[2])
 redis.call('SETEX', KEYS[2], 86400, ARGV[1])  -- so that nothing is left of a queue that is no longer used
 return 1

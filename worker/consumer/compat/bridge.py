@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 import msgspec
-from celery.app.task import Context
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
@@ -15,11 +14,11 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import lost_of
-from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, to_kombu, to_request
 from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
-from .dead_letters import DeadLetterKeeper, why_given_up
+from .failures import Failures, why_given_up
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class CeleryBridge:
         self._max_bytes = context.options.held_max_bytes
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
-        self._dead_letters = DeadLetterKeeper(context)
+        self.failures = Failures(context, self.acknowledge)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -71,9 +70,9 @@ class CeleryBridge:
                 error = why_given_up(message, self._served)
                 if error is None:
                     self._consumer.handle_message(message)
-                elif self.keep_dead(claim.tag, f"{error}") is not None:
+                elif self.keep_dead(claim.tag, f"{error}"):
                     request = to_request(message, self._consumer)
-                    self.fail(request.id, claim, error, context_of(request))
+                    self.failures.fail(request.id, claim, error, context_of(request))
             except Exception as exc:
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -121,7 +120,7 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.fail(job.id, job.reply.claim, exc)
+            self.failures.fail(job.id, job.reply.claim, exc)
             revoked = True
         if revoked:
             worker_state.forget([job.reply])
@@ -135,37 +134,17 @@ class CeleryBridge:
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        reason = f"The message was refused ({type(error).__name__})."  # an error's text may quote the payload
-        if (claim := self.keep_dead(tag, reason)) is None:
-            return
-        _, task_id = addressee(claim.message)
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
-
-    def keep_dead(self, tag: str, reason: str) -> Claim | None:
-        """Keep a message that is to be dropped with the dead letters; return its claim, or None if it is not ours."""
         claim = self._leases.find(tag)
-        if claim is not None and not self._dead_letters.keep_or_leave(claim, reason):
+        if claim is not None and not self.failures.refuse(claim, error):
             self._tags.discard(tag)
-            return None
-        return claim
 
-    def fail(self, task_id: str, claim: Claim, error: Exception, request: Context | None = None) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever.
-
-        With its `request`, errbacks and the chord learn of the failure, too.
-        """
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error, request=request)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
-            self._leases.forget([claim])
-            return
-        self.acknowledge(claim.tag)
+    def keep_dead(self, tag: str, reason: str) -> bool:
+        """Keep a message that Celery is to drop; return False if it comes back because that is not possible now."""
+        claim = self._leases.find(tag)
+        kept = claim is not None and self.failures.keep(claim, reason)
+        if not kept:
+            self._tags.discard(tag)
+        return kept
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""

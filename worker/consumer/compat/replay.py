@@ -18,7 +18,6 @@ from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
-from .dead_letters import DeadLetterKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ class OutcomeReplay:
     def __init__(self, context: WorkerContext, bridge: CeleryBridge) -> None:
         self._context = context
         self._bridge = bridge
-        self._dead_letters = DeadLetterKeeper(context)
         self._tasks = {name: _replaying(task) for name, task in context.tasks.items()}
 
     def tell(self, outcome: Outcome) -> None:
@@ -37,23 +35,23 @@ class OutcomeReplay:
         context, reply = self._context, outcome.job.reply
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
-        if isinstance(outcome.error, WorkerDied):
+        is_given_up = isinstance(outcome.error, WorkerDied)
+        if is_given_up:
             outcome.error = WorkerLostError(f"{outcome.error}")  # what callers know from Celery
         leases, claim = context.leases, reply.claim
         if not leases.holds(claim) or not context.retry.until_stopped(lambda: leases.still_held(claim)):
             context.hub.call(worker_state.forget, [reply])
             return
+        if is_given_up and not self._bridge.failures.keep(claim, f"{outcome.error}", outcome.job, patient=True):
+            context.hub.call(worker_state.forget, [reply])
+            return
         try:
-            if isinstance(
-                outcome.error, WorkerLostError
-            ):  # before its failure is stored: it may be kept twice, never lost
-                context.retry.until_stopped(lambda: self._dead_letters.keep(claim, f"{outcome.error}", outcome.job))
             request = full_request(reply)
             answer = self._trace(request, outcome)
             context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take the outcome of %s.", reply)
-            self._bridge.fail(reply.id, claim, exc)
+            self._bridge.failures.fail(reply.id, claim, exc)
         if isinstance(reply, FastRequest):
             context.hub.call(worker_state.forget, [reply])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 
+import redis
 from celery import signals
 from celery.app.trace import task_has_custom
 from celery.utils.functional import maybe_list
@@ -16,6 +17,7 @@ from celery.worker.request import Request
 from ....batchers import Batch, Job, Outcome
 from ....producer import private
 from ...broker import RunningNote, Settled
+from ...broker.retry import is_transient
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
@@ -80,7 +82,11 @@ class CelerySink:
 
     def admits(self, batch: Batch) -> bool:
         """Return whether a suspect may run; not while the server is away, because its death could not be noted."""
-        return bool(self._retry.once(lambda: self._leases.may_run_suspect(batch.jobs[0].reply.claim)))
+        try:
+            return self._leases.scripts.may_run_suspect(batch.jobs[0].reply.claim)
+        except redis.RedisError as exc:
+            logger.warning("A job that may end this worker could not be announced: %s", exc)
+            return not is_transient(exc)  # else it would never run
 
     def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
         """Note at the server what user code works on."""
