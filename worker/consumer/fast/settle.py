@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class CelerySink:
         self._events = events
         self._store = store
         self._note = note
+        self._device_thread = 0
         self._replay = OutcomeReplay(context, bridge)
         self._hooked = {
             name for name, task in self._tasks.items() if any(task_has_custom(task, hook) for hook in _HOOKS)
@@ -89,14 +91,19 @@ class CelerySink:
             return not is_transient(exc)  # else it would never run
 
     def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
-        """Note at the server what user code works on."""
-        self._note.write([job.reply.claim.tag for job in jobs] if begins else [])
+        """Note at the server what user code works on. The device thread's work is noted when its batch starts.
+
+        That note stays until the next batch starts, because an error may end the engine after the batch has failed.
+        """
+        if threading.get_ident() != self._device_thread:
+            self._note.write([job.reply.claim.tag for job in jobs] if begins else [])
 
     def started(self, batch: Batch) -> None:
         """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them.
 
         Jobs of a quick batch are noted only if one of them was redelivered, because a worker has died then.
         """
+        self._device_thread = threading.get_ident()
         requests = [job.reply for job in batch.jobs]
         if not batch.quick or any(map(_redelivered, batch.jobs)):
             self._note.write([request.claim.tag for request in requests])
