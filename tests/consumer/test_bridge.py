@@ -14,7 +14,7 @@ from batchery.configs import WorkerOptions
 from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
-from batchery.worker.consumer.compat.failures import why_given_up
+from batchery.worker.consumer.compat.dead_letters import why_given_up
 from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
@@ -184,7 +184,7 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
 ) -> None:
     bench.backend.error = error
-    bench.bridge.failures.fail("an-id", bench.claim("a"), ValueError("bad"))
+    bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
     assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
 
 

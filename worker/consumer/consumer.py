@@ -103,7 +103,7 @@ class BatchConsumer(Consumer):
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Keep the message, because another version of the app may know the task; Celery tells the caller."""
-        if self._bridge.keep_dead(message.delivery_tag, "The worker's app has no such task."):
+        if self._bridge.dead_letters.keep_tag(message.delivery_tag, "The worker's app has no such task."):
             super().on_unknown_task(body, message, exc)
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:

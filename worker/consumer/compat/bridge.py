@@ -15,10 +15,10 @@ from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import lost_of
 from ..wire.kombu_message import LeaseChannel, to_kombu, to_request
-from ..wire.request import FastRequest, context_of, full_request
+from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .context import WorkerContext
-from .failures import Failures, why_given_up
+from .dead_letters import DeadLetterKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._served = context.tasks.keys()
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
@@ -43,7 +42,7 @@ class CeleryBridge:
         self._max_bytes = context.options.held_max_bytes
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
-        self.failures = Failures(context, self.acknowledge)
+        self.dead_letters = DeadLetterKeeper(context, self.acknowledge, self.fail)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -67,12 +66,8 @@ class CeleryBridge:
                 continue
             try:
                 message = to_kombu(claim, self._channel, self._consumer.accept)
-                error = why_given_up(message, self._served)
-                if error is None:
+                if not self.dead_letters.give_up(claim, message):
                     self._consumer.handle_message(message)
-                elif self.keep_dead(claim.tag, f"{error}"):
-                    request = to_request(message, self._consumer)
-                    self.failures.fail(request.id, claim, error, context_of(request))
             except Exception as exc:
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -120,7 +115,7 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.failures.fail(job.id, job.reply.claim, exc)
+            self.fail(job.id, job.reply.claim, exc)
             revoked = True
         if revoked:
             worker_state.forget([job.reply])
@@ -134,17 +129,20 @@ class CeleryBridge:
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is not None and not self.failures.refuse(claim, error):
-            self._tags.discard(tag)
+        if (claim := self._leases.find(tag)) is not None:
+            self.dead_letters.refuse(claim, error)
 
-    def keep_dead(self, tag: str, reason: str) -> bool:
-        """Keep a message that Celery is to drop; return False if it comes back because that is not possible now."""
-        claim = self._leases.find(tag)
-        kept = claim is not None and self.failures.keep(claim, reason)
-        if not kept:
-            self._tags.discard(tag)
-        return kept
+    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
+        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
+        try:
+            self._consumer.app.backend.mark_as_failure(task_id, error)
+        except (TypeError, ValueError):
+            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
+        except Exception:
+            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
+            self._leases.forget([claim])
+            return
+        self.acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""

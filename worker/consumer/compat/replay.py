@@ -42,7 +42,7 @@ class OutcomeReplay:
         if not leases.holds(claim) or not context.retry.until_stopped(lambda: leases.still_held(claim)):
             context.hub.call(worker_state.forget, [reply])
             return
-        if is_given_up and not self._bridge.failures.keep(claim, f"{outcome.error}", outcome.job, patient=True):
+        if is_given_up and not self._bridge.dead_letters.keep(claim, f"{outcome.error}", outcome.job, patient=True):
             context.hub.call(worker_state.forget, [reply])
             return
         try:
@@ -51,7 +51,7 @@ class OutcomeReplay:
             context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
             logger.exception("Celery could not take the outcome of %s.", reply)
-            self._bridge.failures.fail(reply.id, claim, exc)
+            self._bridge.fail(reply.id, claim, exc)
         if isinstance(reply, FastRequest):
             context.hub.call(worker_state.forget, [reply])
 

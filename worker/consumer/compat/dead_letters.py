@@ -1,11 +1,10 @@
-"""Fails what Celery's own code cannot take or what is given up, and keeps its messages with the dead letters."""
+"""Keeps messages of jobs that are given up, or that Celery's own code cannot take, with the dead letters."""
 
 import logging
 import math
 from collections.abc import Callable, Container
 
 import redis
-from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 from kombu import Message
 
@@ -23,14 +22,21 @@ logger = logging.getLogger(__name__)
 _MAX_DELIVERIES = TaskOptions().max_deliveries
 
 
-class Failures:
-    """Stores failures of claimed messages. `acknowledge(tag)` is called for those that are through. Any thread."""
+class DeadLetterKeeper:
+    """Keeps claimed messages before their failure is stored by `fail`, or they are just acknowledged. Any thread."""
 
-    def __init__(self, context: WorkerContext, acknowledge: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        acknowledge: Callable[[str], None],
+        fail: Callable[[str, Claim, Exception], None],
+    ) -> None:
         self._consumer = context.consumer
         self._leases = context.leases
         self._retry = context.retry
+        self._served = context.tasks.keys()
         self._acknowledge = acknowledge
+        self._fail = fail
         options = context.options
         self._limits = LetterLimits(
             options.dead_letters, options.dead_letters_max_bytes, math.ceil(options.dead_letters_max_age_s)
@@ -62,35 +68,30 @@ class Failures:
             self._leases.forget([claim])
         return bool(kept)
 
-    def refuse(self, claim: Claim, error: Exception) -> bool:
-        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names.
+    def keep_tag(self, tag: str, reason: str) -> bool:
+        """Keep a message as `keep` does, by its tag."""
+        claim = self._leases.find(tag)
+        return claim is not None and self.keep(claim, reason)
 
-        Return False if it comes back because that is not possible now.
-        """
+    def refuse(self, claim: Claim, error: Exception) -> None:
+        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
         # Not the error's text, because it may quote the message.
         if not self.keep(claim, f"The message was refused ({type(error).__name__})."):
-            return False
+            return
         _, task_id = addressee(claim.message)
         if task_id is None:
             self._acknowledge(claim.tag)
         else:
-            self.fail(task_id, claim, error)
+            self._fail(task_id, claim, error)
+
+    def give_up(self, claim: Claim, message: Message) -> bool:
+        """Fail a message that was delivered too often; return whether it is not to be handed to Celery."""
+        error = why_given_up(message, self._served)
+        if error is None:
+            return False
+        if self.keep(claim, f"{error}"):
+            self._fail(f"{message.headers['id']}", claim, error)
         return True
-
-    def fail(self, task_id: str, claim: Claim, error: Exception, request: Context | None = None) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever.
-
-        With its `request`, errbacks and the chord learn of the failure, too.
-        """
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error, request=request)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
-            self._leases.forget([claim])
-            return
-        self._acknowledge(claim.tag)
 
 
 def why_given_up(message: Message, served: Container[str]) -> WorkerLostError | None:
