@@ -27,6 +27,9 @@ LEASE_TURN_S = 2.0
 #: Leases for which a running note outlives the time limit of a batch: one until the lease has run out, and two until
 #: another worker, which may have to start first, finds the orphan.
 NOTE_LEASES = 3
+#: Steps of user code during which the note of one batch holds, each as long as the time limit: a suspect is prepared,
+#: run and postprocessed under one note.
+NOTE_STEPS = 3
 #: Answers to notes that may be unread. Half of them are read in one go, because each look at a socket costs the GIL;
 #: the server is then never so far behind that the device would have to wait.
 NOTE_ANSWERS = 64

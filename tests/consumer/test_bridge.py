@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.batchers import Job, JobState
+from batchery.batchers import Batch, Job, JobState
 from batchery.configs import WorkerOptions
 from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
 from batchery.worker.consumer.compat.dead_letters import why_given_up
+from batchery.worker.consumer.fast.settle import CelerySink
 from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
@@ -166,6 +167,35 @@ def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
     bench.leases.error = redis.ConnectionError()
     bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
     assert (bench.leases.acknowledged, bench.leases.forgotten, bench.backend.failures) == ([], ["a"], {})
+
+
+def test_a_message_that_can_never_be_kept_is_answered_all_the_same(bench: Bench) -> None:
+    """For example where access rules forbid it: otherwise its caller would wait for ever."""
+    bench.leases.error = redis.exceptions.NoPermissionError("this user has no permissions")
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
+    assert list(bench.backend.failures) == ["an-id"]
+    assert bench.leases.acknowledged == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "runs"),
+    [
+        (True, True),
+        (False, False),
+        (redis.ConnectionError(), False),
+        (redis.exceptions.NoPermissionError("this user has no permissions"), True),
+    ],
+    ids=repr,
+)
+def test_a_suspect_waits_for_its_server_but_not_for_rights_that_it_will_never_get(answer: Any, runs: bool) -> None:
+    def may_run(claim: Claim) -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    job = Job("an-id", "t", [1], {}, SimpleNamespace(claim=Claim("a", QUEUE, b"", 1)), 0.0, 1, deaths=1)
+    sink: Any = SimpleNamespace(_leases=SimpleNamespace(scripts=SimpleNamespace(may_run_suspect=may_run)))
+    assert CelerySink.admits(sink, Batch("t", [job], "suspect")) == runs
 
 
 @pytest.mark.parametrize(("lost", "fails"), [(19, False), (20, True)])

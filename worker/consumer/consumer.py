@@ -162,9 +162,8 @@ class BatchConsumer(Consumer):
         events = Events(self)
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
-        expires_s = tuning.NOTE_LEASES * options.lease_s + max(
-            (task.options.batch_time_limit_s for task in tasks.values()), default=0.0
-        )
+        time_limit_s = max((task.options.batch_time_limit_s for task in tasks.values()), default=0.0)
+        expires_s = tuning.NOTE_LEASES * options.lease_s + tuning.NOTE_STEPS * time_limit_s
         prefix = channel.global_keyprefix
         self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
