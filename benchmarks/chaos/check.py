@@ -94,13 +94,19 @@ def _wrong(call: Call, answer: Answer, sent: Sent, runs: list[Run]) -> str:
         if answer.error == "ModelError" and call.key not in str(answer.result.get("exc_message")):
             return f"it failed with the error of another call: {answer.result}"
         return ""
+    if why := _wrong_value(call, answer):
+        return why
+    starts = [run.start for run in runs if run.stage in ("predict", "plain")]
+    if call.countdown_s and starts and min(starts) < sent.before + call.countdown_s - SLACK_S:
+        return f"it ran {sent.before + call.countdown_s - min(starts):.2f} s before its ETA"
+    return ""
+
+
+def _wrong_value(call: Call, answer: Answer) -> str:
     if call.errors:
         return f"it had to fail with {call.errors}, but the answer is {answer.result}"
     if answer.result != call.value:
         return f"the answer is {answer.result} and not {call.value}"
-    starts = [run.start for run in runs if run.stage in ("predict", "plain")]
-    if call.countdown_s and starts and min(starts) < sent.before + call.countdown_s - SLACK_S:
-        return f"it ran {sent.before + call.countdown_s - min(starts):.2f} s before its ETA"
     return ""
 
 
@@ -108,6 +114,9 @@ def _changed(call: Call, record: Record) -> str:
     if call.id not in record.changed or call.repeats:
         return ""
     first, last = record.changed[call.id]
+    # The workers that live at that time keep a revocation in their memory. A later one does not know it, as in Celery.
+    if first.status == "REVOKED" and call.revocable and not _wrong_value(call, last):
+        return ""
     return f"the answer was {first.status} {first.result}, and became {last.status} {last.result}"
 
 

@@ -36,6 +36,9 @@ class Proxy:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def _read(self) -> str:
         assert self._process.stdout is not None

@@ -150,4 +150,4 @@ def producers(trial: Trial, url: str) -> Iterator[list[subprocess.Popen[str]]]:
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
