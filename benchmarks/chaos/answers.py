@@ -79,6 +79,7 @@ class Answers(threading.Thread):
         self._leave.set()
         self.join()
         with self._connect() as client:
+            self._look(client)
             for task_id, answer in self._read(client, list(self.found)):
                 first = self.found[task_id]
                 if (answer.status, answer.result) != (first.status, first.result):

@@ -193,18 +193,29 @@ def _rank(ordered: list[float], share: float) -> float:
     return round(ordered[max(0, int(share * len(ordered)) - 1)], 2) if ordered else 0.0
 
 
-def left_messages(client: redis.Redis) -> tuple[str, int]:
+#: Looks at all keys, because a message may move from one that is not yet read to one that is.
+LOOKS = 3
+
+
+def left_messages(client: redis.Redis, looks: int = LOOKS) -> tuple[str, int]:
     """Return the text of all messages at the server, with their bodies decoded, and the number of leases."""
-    texts, leases = [], 0
+    found = [_look(client) for _ in range(looks)]
+    texts = dict.fromkeys(text for texts, _ in found for text in texts)
+    return "\n".join(_decoded(text) for text in texts), found[-1][1]
+
+
+def _look(client: redis.Redis) -> tuple[list[bytes], int]:
+    texts: list[bytes] = []
+    leases = 0
     for key in client.scan_iter(count=1000):
         kind: Any = client.type(key)
         if kind == b"list":
-            texts += list(_bytes(client.lrange(key, 0, -1)))
+            texts += _bytes(client.lrange(key, 0, -1))
         elif kind == b"hash":
             values = list(_bytes(client.hvals(key)))
             leases += len(values) if b"unacked" in key else 0
             texts += values
-    return "\n".join(_decoded(text) for text in texts), leases
+    return texts, leases
 
 
 def _bytes(values: Any) -> list[bytes]:

@@ -42,6 +42,7 @@ def _measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
         workers=args.workers,
         poisons=not args.no_poisons,
         faults=tuple(kind.strip() for kind in args.faults.split(",")) if args.faults else (*KINDS,),
+        gap_s=args.gap_s,
         settle_s=args.settle_s,
     )
     found, verdict = run_trial(trial)

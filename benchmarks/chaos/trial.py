@@ -101,9 +101,9 @@ def _run(trial: Trial, pair: Servers, workers: Fleet) -> tuple[Record, float]:
     ended = time.time()
     _settle(answers, calls, pair, ended + trial.settle_s)
     settled_s = time.time() - ended
-    answers.close()
     with pair.client() as client:
         messages, leases = left_messages(client)
+    answers.close()
     all_runs = by_key(runs(trial.place))
     return (
         Record(calls, answers.found, answers.changed, all_runs, workers.exits, faults, messages, leases),
@@ -117,7 +117,7 @@ def _settle(answers: Answers, calls: list[Sent], pair: Servers, deadline: float)
         time.sleep(2 * LOOK_EVERY_S)
         if not answers.missing([each.call.id for each in calls if each.sure]):
             with suppress(redis.RedisError), pair.client() as client:
-                if not left_messages(client)[1]:
+                if not left_messages(client, looks=1)[1]:
                     return
 
 
