@@ -34,7 +34,8 @@ class Servers:
         self.proxy = way
         #: The address that all workers and producers use.
         self.url = f"redis://127.0.0.1:{way.port}/0"
-        self._client(replica).replicaof("127.0.0.1", primary.port)
+        with self._client(replica) as client:
+            client.replicaof("127.0.0.1", primary.port)
         self.wait_for_replica()
 
     @staticmethod
