@@ -178,15 +178,29 @@ POISONS: dict[str, tuple[float, Callable[[Maker], Made]]] = {
     "GIL": (1.0, _single(do="gil", spec={"s": GIL_S})),
 }
 
-#: What celery-batches has no answer for: retries, callbacks, chains, and errors of a whole batch.
-NOT_IN_BATCHES = {
-    "chord", "failing chord", "chain", "link", "autoretry", "retry", "error in preprocess", "error in postprocess",
-    "error of a batch", "quoting error", "out of memory", "tight memory", *POISONS,
+#: What a system does not get, because one such call would decide about all others. The reason is told with the figures.
+NOT_FOR: dict[str, dict[str, set[str]]] = {
+    "batchery": {},
+    "stock": {
+        # Celery raises a MemoryError again in the worker's main process.
+        "a MemoryError ends the worker, and its message goes back to the next one, for ever": {"out of memory"},
+    },
+    "celery-batches": {
+        "there are no retries, callbacks, chains and chords": {
+            "chord", "failing chord", "chain", "link", "autoretry", "retry",
+        },
+        "a batch that raises leaves all of its callers without an answer": {
+            "error in preprocess", "error in postprocess", "error of a batch", "quoting error", "out of memory",
+            "tight memory",
+        },
+        "a worker has no time limit, and its batch dies with it": {*POISONS},
+    },
 }  # fmt: skip
 
 
 def kinds_of(system: str) -> list[str]:
-    return [kind for kind in (*KINDS, *POISONS) if system != "celery-batches" or kind not in NOT_IN_BATCHES]
+    left_out = {kind for kinds in NOT_FOR[system].values() for kind in kinds}
+    return [kind for kind in (*KINDS, *POISONS) if kind not in left_out]
 
 
 def plan(system: str, seed: int, producer: int, seconds: float, rate: float, poisons: bool = True) -> list[Send]:

@@ -7,11 +7,14 @@ from typing import Any
 
 from benchmarks.report import Figure, Report
 
-from .calls import kinds_of
+from .calls import NOT_FOR
 from .faults import KINDS
 from .producer import APPS
 from .settings import BATCH_TIME_LIMIT_S, LEASE_S, VISIBILITY
 from .trial import Trial, run_trial
+
+#: Calls that went wrong and are printed. The others are in a file.
+MOST_SHOWN = 25
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -46,8 +49,10 @@ def _measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
         settle_s=args.settle_s,
     )
     found, verdict = run_trial(trial)
-    for key, why in verdict.all().items():
-        print(f"{system}: {key} {why}")
+    shown = [f"{system}: {key} {why[:250]}" for key, why in verdict.all().items()]
+    print(*shown[:MOST_SHOWN], sep="\n")
+    if shown:
+        print(f"{system}: {len(shown)} calls in all; {trial.place / 'history.txt'} tells the history of each.")
     return {"system": system, "seed": args.seed, "minutes": args.minutes, **found}
 
 
@@ -59,9 +64,6 @@ def _notes(systems: list[str], args: argparse.Namespace) -> list[str]:
         f"task_reject_on_worker_lost, visibility timeout {VISIBILITY['visibility_timeout']} s.",
     ]
     for system in systems:
-        missing = set(kinds_of("batchery")) - set(kinds_of(system))
-        if missing:
-            notes.append(
-                f"{system} does not get these, because it has no answer to them: {', '.join(sorted(missing))}."
-            )
+        for why, kinds in NOT_FOR[system].items():
+            notes.append(f"{system} does not get {', '.join(sorted(kinds))}: {why}.")
     return notes
