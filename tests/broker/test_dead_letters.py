@@ -224,6 +224,6 @@ def test_a_worker_that_dies_with_its_suspect_keeps_the_next_one_waiting_for_its_
     [waits] = claim_all(other, queue)
     assert doomed.scripts.may_run_suspect(deadly)
     assert not other.scripts.may_run_suspect(waits)
-    lists.client.zadd(queue.index, {deadly.tag: 1.0})
+    lists.run_out(doomed)
     assert other.sweep() == 1
     assert other.scripts.may_run_suspect(waits)

@@ -41,8 +41,8 @@ class FakeLeases:
         self.buried: list[DeadLetter] = []
         #: Raised by `bury`.
         self.error: Exception | None = None
-        self.forgotten: list[str] = []
         self.scripts = self
+        self.gone: list[str] = []
 
     def find(self, tag: str) -> Claim | None:
         return self.claims.get(tag)
@@ -62,8 +62,8 @@ class FakeLeases:
         self.buried.append(letter)
         return True
 
-    def forget(self, claims: list[Claim]) -> None:
-        self.forgotten += [claim.tag for claim in claims]
+    def let_go(self, claims: list[Claim]) -> None:
+        self.gone += [claim.tag for claim in claims]
 
 
 class FakeBackend:
@@ -166,7 +166,7 @@ def test_a_message_that_is_dropped_is_kept_with_a_reason_that_quotes_nothing(ben
 def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
     bench.leases.error = redis.ConnectionError()
     bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
-    assert (bench.leases.acknowledged, bench.leases.forgotten, bench.backend.failures) == ([], ["a"], {})
+    assert (bench.leases.acknowledged, bench.leases.gone, bench.backend.failures) == ([], ["a"], {})
 
 
 def test_a_message_that_can_never_be_kept_is_answered_all_the_same(bench: Bench) -> None:
@@ -208,14 +208,14 @@ def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(lost: int,
 
 
 @pytest.mark.parametrize(
-    ("error", "acknowledged", "forgotten"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
+    ("error", "acknowledged", "gone"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
 )
 def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
-    bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
+    bench: Bench, error: Exception, acknowledged: list[str], gone: list[str]
 ) -> None:
     bench.backend.error = error
     bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
-    assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
+    assert (bench.leases.acknowledged, bench.leases.gone) == (acknowledged, gone)
 
 
 def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:
@@ -258,9 +258,18 @@ def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(b
 
 def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(bench: Bench) -> None:
     running, _waits = bench.request("running"), bench.request("waits")
-    state.reserved_requests.add(running)
+    assert bench.bridge.enter_pool(running)
     bench.bridge.connection_lost()
     assert bench.leases.given_back == ["waits"]
+
+
+def test_a_plain_task_whose_lease_was_lost_while_it_waited_for_its_eta_does_not_run(bench: Bench) -> None:
+    lost, ours = bench.request("lost"), bench.request("ours")
+    del bench.leases.claims["lost"]
+    assert [bench.bridge.enter_pool(request) for request in (lost, ours)] == [False, True]
+    assert bench.bridge.in_pool == {"ours"}
+    bench.bridge.acknowledge("ours")
+    assert bench.bridge.in_pool == set()
 
 
 def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:

@@ -2,21 +2,18 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 
 from ...batchers import Job, Planner
-from ...configs import WorkerOptions
+from ...configs import TaskOptions, WorkerOptions
 from .job_table import TaskState
 from .model import Model
 from .ports import Capacity
 from .scheduler import Scheduler
+from .user_code import UserCode
 
-_redelivered = attrgetter("redelivered")
 
-
-class EngineState:
+class EngineState(UserCode):
     """The models and their scheduler, under one lock. Sources and sinks use the first part of it."""
 
     def __init__(
@@ -28,9 +25,9 @@ class EngineState:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Hold nothing yet. `models` and `planners` are by task name; a task without a planner gets the default one."""
+        super().__init__(clock)
         self.models = models
         self.options = options
-        self.clock = clock
         max_bytes = options.held_max_bytes // max(1, len(models))
         self.tasks = {
             name: TaskState.create(model.options, max_bytes, (planners or {}).get(name))
@@ -44,11 +41,6 @@ class EngineState:
         self.unprepared = threading.Condition(self.lock)
         #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
-        #: What user code works on, and since when, by thread.
-        self._working: dict[int, tuple[Sequence[Job], float]] = {}
-        #: Whether a redelivered job was ever taken in, and `ResultSink.working`, which is told of such jobs.
-        self.saw_redelivered = False
-        self.on_work: Callable[..., None] = _ignore
         #: Set when a job has left; cleared before each claim.
         self._freed = threading.Event()
 
@@ -71,6 +63,12 @@ class EngineState:
         return self.tasks[job.task].options.batch_time_limit_s
 
     @property
+    def longest_time_limit_s(self) -> float:
+        """Return the longest of the tasks' `batch_time_limit_s`."""
+        limits = [task.options.batch_time_limit_s for task in self.tasks.values()]
+        return max(limits, default=TaskOptions().batch_time_limit_s)
+
+    @property
     def running(self) -> Sequence[Job]:
         """The jobs of the running batch."""
         with self.lock:
@@ -86,19 +84,6 @@ class EngineState:
                 for group in self._accept(jobs):
                     self._queue(group)
             return not self.scheduler.draining
-
-    @contextmanager
-    def user_code(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Watch over user code that works on jobs of one task: preparing, collating, running or postprocessing them."""
-        me = threading.get_ident()
-        self._working[me] = jobs, self.clock()
-        on_work = self.on_work if self.saw_redelivered and any(map(_redelivered, jobs)) else _ignore
-        on_work(jobs, begins=True)
-        try:
-            yield
-        finally:
-            del self._working[me]
-            on_work(jobs, begins=False)
 
     def wait_for_capacity(self, timeout: float) -> None:
         """Wait for `timeout` seconds, or until a job has left since the last claim began."""
@@ -151,7 +136,7 @@ class EngineState:
         """Hold jobs; return them by task."""
         now = self.clock()
         groups: dict[str, list[Job]] = {}
-        self.saw_redelivered = self.saw_redelivered or any(map(_redelivered, jobs))
+        self.look_at(jobs)
         for job in jobs:
             job.claimed_at = now
             groups.setdefault(job.task, []).append(job)
@@ -166,7 +151,3 @@ class EngineState:
         parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         task.unprepared += parts
         self.unprepared.notify(len(parts))
-
-
-def _ignore(jobs: Sequence[Job], *, begins: bool) -> None:
-    pass

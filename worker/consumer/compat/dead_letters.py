@@ -65,13 +65,13 @@ class DeadLetterKeeper:
             kept = not is_transient(exc)  # else it would fail each time, and its caller would wait for ever
             logger.exception("The message of %s could not be kept with the dead letters.", letter.id)
         if not kept:
-            self._leases.forget([claim])
+            self._leases.let_go([claim])
         return bool(kept)
 
-    def keep_tag(self, tag: str, reason: str) -> bool:
-        """Keep a message as `keep` does, by its tag."""
+    def keep_unknown(self, tag: str) -> bool:
+        """Keep a message whose task the app does not have, as `keep` does."""
         claim = self._leases.find(tag)
-        return claim is not None and self.keep(claim, reason)
+        return claim is not None and self.keep(claim, "The worker's app has no such task.")
 
     def refuse(self, claim: Claim, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
