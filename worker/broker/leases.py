@@ -127,11 +127,7 @@ class Leases(HeldClaims):
         self.give_back(self._due())
 
     def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
-        """Put messages back to the front of their queues, in claim order.
-
-        With `died` they are flagged as those of a worker that died: whatever the worker has noted as running counts a
-        death.
-        """
+        """Put messages back to the front of their queues, in claim order; with `died` as those of a dead worker."""
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
             self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
