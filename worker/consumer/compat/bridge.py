@@ -69,7 +69,7 @@ class CeleryBridge:
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
     def enter_pool(self, request: Request) -> bool:
-        """Note that a plain task goes to Celery's pool; return False if it runs elsewhere, because its lease was lost."""
+        """Note that a plain task goes to Celery's pool; return False if its lease was lost, so that others run it."""
         ours = self.in_hand.enter_pool(request.message.delivery_tag)
         if not ours:
             worker_state.forget([request])
