@@ -198,6 +198,27 @@ def test_a_suspect_waits_for_its_server_but_not_for_rights_that_it_will_never_ge
     assert CelerySink.admits(sink, Batch("t", [job], "suspect")) == runs
 
 
+def test_a_batch_stays_noted_after_its_error_because_the_error_may_end_the_engine() -> None:
+    """Other threads' work is noted while it lasts, and the device thread's until its next batch starts."""
+    notes: list[list[str]] = []
+    call = SimpleNamespace(claim=Claim("a", QUEUE, b"", 1))
+    jobs = [Job("an-id", "t", [1], {}, call, 0.0, 1, redelivered=True)]
+    sink: Any = SimpleNamespace(
+        _note=SimpleNamespace(write=notes.append),
+        _hub=SimpleNamespace(call=lambda *_: None),
+        _device_thread=0,
+        _started=None,
+    )
+    CelerySink.started(sink, Batch("t", jobs, "full", quick=True))
+    CelerySink.working(sink, jobs, begins=True)
+    CelerySink.working(sink, jobs, begins=False)
+    assert notes == [["a"]]
+    sink._device_thread = 0
+    CelerySink.working(sink, jobs, begins=True)
+    CelerySink.working(sink, jobs, begins=False)
+    assert notes == [["a"], ["a"], []]
+
+
 @pytest.mark.parametrize(("lost", "fails"), [(19, False), (20, True)])
 def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(lost: int, fails: bool) -> None:
     raw = message(delivery_info={"batchery_lost": [lost, 0, 0]})
