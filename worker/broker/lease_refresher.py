@@ -10,6 +10,7 @@ import redis
 from .. import tuning
 from .keys import Queue
 from .leases import Leases
+from .retry import Outage
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class LeaseRefresher:
         lease_s: float,
         hung: Callable[[], bool],
         on_hung: Callable[[], None],
+        outage: Outage,
     ) -> None:
         self._leases = leases
         self._queues = queues
@@ -36,6 +38,7 @@ class LeaseRefresher:
         self._refreshed_at = float("-inf")
         self._hung = hung
         self._on_hung = on_hung
+        self._outage = outage
         self._was_hung = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batchery-lease", daemon=True)
@@ -58,9 +61,10 @@ class LeaseRefresher:
                     self._take_turn()
                     next_turn = time.monotonic() + self._turn_s
                 self._leases.flush()
+                self._outage.succeeded(self)
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
-                logger.warning("Leases could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                self._outage.failed(self, exc)
                 self._stopped.wait(self._turn_s)
 
     def _take_turn(self) -> None:

@@ -22,13 +22,15 @@ from ...batchers import BatcheryError
 from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
-from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
+from ..broker import ArrivalWatcher, Leases, Queue, RunningNote
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
+from .compat.broker import connect_as_celery
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.worker_exit import StopLimit
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -46,7 +48,9 @@ class Batching(bootsteps.StartStopStep):
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
-        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung} if c.engine else "starting"}
+        if c.engine is None:
+            return {"batchery": "starting"}
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung, **c.retry.outage.report()}}
 
 
 class BatchConsumer(Consumer):
@@ -75,6 +79,9 @@ class BatchConsumer(Consumer):
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
+        self.retry = RedisRetry()
+        limit_s = self.settings.worker.drain_timeout_s + tuning.STOP_GRACE_S
+        self._stop_limit = StopLimit(limit_s, self.retry.outage, self.settings.tasks)
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:
@@ -123,6 +130,7 @@ class BatchConsumer(Consumer):
 
     def stop(self) -> None:
         """Drain the engine, then stop as Celery does."""
+        self._stop_limit.start()
         timeout = self.settings.worker.drain_timeout_s
         if self.engine is not None and not self.engine.drain(timeout):
             logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
@@ -131,12 +139,15 @@ class BatchConsumer(Consumer):
     def shutdown(self) -> None:
         """Stop as Celery does; by then the pool has stopped, too, so give back what is left."""
         super().shutdown()
-        if self.engine is None:
-            return
+        if self.engine is not None:
+            self._leave(self.engine)
+        self._stop_limit.cancel()
+
+    def _leave(self, engine: Engine) -> None:
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            self._leases.leave({job.reply.claim.tag for job in self.engine.suspects})
+            self._leases.leave({job.reply.claim.tag for job in engine.suspects})
         except redis.RedisError as exc:
             logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
         self._watcher.close()
@@ -146,13 +157,13 @@ class BatchConsumer(Consumer):
     def _start_engine(self) -> None:
         options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
-        client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
+        client = connect_as_celery(channel, lease_s=options.lease_s)
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
         hub = self._hub_calls = HubCalls(self.hub)
         state = EngineState(tasks, options)
         context = WorkerContext(
-            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=RedisRetry(), intake=state
+            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=self.retry, intake=state
         )
         events = Events(self)
         self._bridge = CeleryBridge(context)
@@ -176,6 +187,7 @@ class BatchConsumer(Consumer):
             lease_s=options.lease_s,
             hung=lambda: state.hung,
             on_hung=source.give_back_rest,
+            outage=self.retry.outage,
         )
         self._lease_refresher.start()
         engine.start()
