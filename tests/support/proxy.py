@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class Proxy:
@@ -21,6 +22,7 @@ class Proxy:
         self.connections = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
         #: What makes each connection silent, or ends it.
         self._open: set[_Connection] = set()
 
@@ -28,9 +30,14 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def silence(self) -> None:
-        """Stop passing anything on, without closing: the connections of now are half-open, as behind a firewall."""
-        self._call(lambda: {*map(_Connection.silence, self._open)})
+    def silence(self, *clients: Any) -> None:
+        """Stop passing anything on, without closing: the connections of now are half-open, as behind a firewall.
+
+        With addresses of `clients`, only theirs.
+        """
+        self._call(
+            lambda: {*map(_Connection.silence, [one for one in self._open if not clients or one.client in clients])}
+        )
 
     def black_hole(self) -> None:
         """Be silent from now on, to new connections, too."""
@@ -53,24 +60,21 @@ class Proxy:
 
     def run(self, ready: threading.Event) -> None:
         """Serve until `stop`."""
-        asyncio.set_event_loop(self._loop)
-
-        async def serve() -> None:
-            server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-
-        self._loop.run_until_complete(serve())
-        self._loop.run_forever()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._serve(ready))
         self._loop.close()
 
     def stop(self) -> None:
-        with suppress(RuntimeError):
-            self.cut()
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stopped.set)
+
+    async def _serve(self, ready: threading.Event) -> None:
+        async with await asyncio.start_server(self._connected, "127.0.0.1", 0) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+            await self._stopped.wait()
+            for connection in self._open:
+                connection.close()
+            while self._open:
+                await asyncio.sleep(0.01)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,6 +97,7 @@ class Proxy:
 class _Connection:
     def __init__(self, proxy: Proxy, *writers: asyncio.StreamWriter) -> None:
         self._proxy = proxy
+        self.client: Any = writers[0].get_extra_info("peername")
         self._writers = writers
         self._silent = False
 

@@ -1,7 +1,7 @@
 """The worker's own connections to Redis: they follow the master, and repeat nothing by themselves."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -16,25 +16,30 @@ _NO_RETRIES = {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "retry
 
 
 def connect(
-    connection_class: type[Any], parameters: Mapping[str, Any], servers: Sequence[Mapping[str, Any]] = ()
+    connection_class: type[Any],
+    parameters: Mapping[str, Any],
+    servers: Sequence[Mapping[str, Any]] = (),
+    on_change: Callable[[], object] = lambda: None,
 ) -> "redis.Redis":
     """Return a client for the server that `parameters`, a redis-py connection's arguments, describe.
 
     Where they lead through Sentinel, it follows the master. So it does where `servers` lists more than one server, each
     with what differs from `parameters`. Nothing is repeated, because redis-py 8 repeats a command up to ten times after
-    a time-out and would claim twice.
+    a time-out and would claim twice. `on_change` is the `Master`'s.
     """
     # Maintenance notifications need RESP 3, whose replies differ.
     kept = {name: value for name, value in parameters.items() if "maint_notifications" not in name}
     managed = issubclass(connection_class, SentinelManagedConnection)
     if managed:
         pool = kept.pop("connection_pool")
-        master = Master(sentinels=_patient_with_none(pool.sentinel_manager), service=pool.service_name)
+        master = Master(
+            sentinels=_patient_with_none(pool.sentinel_manager), service=pool.service_name, on_change=on_change
+        )
         connection_class = (
             redis.SSLConnection if issubclass(connection_class, redis.SSLConnection) else redis.Connection
         )
     else:
-        master = Master(servers)
+        master = Master(servers, on_change=on_change)
     chosen = {
         "health_check_interval": tuning.HEALTH_CHECK_S,
         **kept,

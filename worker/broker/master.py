@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.sentinel import Sentinel
 
 from .. import tuning
 from .retry import is_not_the_master
@@ -26,18 +25,25 @@ class Master:
     """Where the master is, for all connections of one worker. Any thread.
 
     It is the first of `servers` that takes writes; each of them is what differs between the servers, as attributes of a
-    connection: its host and its port, for example. Or it is what `sentinels` say of `service`.
+    connection: its host and its port, for example. Or it is what `sentinels` say of `service`. `on_change` is called
+    when another server has become the master, and must not wait.
     """
 
     def __init__(
-        self, servers: Sequence[Mapping[str, Any]] = (), sentinels: Sentinel | None = None, service: str = ""
+        self,
+        servers: Sequence[Mapping[str, Any]] = (),
+        sentinels: Any = None,
+        service: str = "",
+        on_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._servers = servers or ({},)
-        #: The place in `servers` of the master, and of the one that was last connected to.
-        self._place = self._used = 0
-        self._sentinels: Any = sentinels
+        self._sentinels = sentinels
         self._service = service
+        self._on_change = on_change
+        #: The address that Sentinel named last.
         self._address: Any = None
+        #: The place in `servers` of the master, and whether that has to be checked, because one said that it is not.
+        self._place, self._doubtful = 0, False
         self._lock = threading.Lock()
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         #: How often another server has become the master. A connection from before leads to the wrong server.
@@ -49,6 +55,8 @@ class Master:
 
     def lead(self, connection: Any, connect: Callable[[], None]) -> None:
         """Connect to the master. `connect` connects to the address that the connection has then."""
+        with self._lock:
+            self._connections.discard(connection)
         if self._sentinels is not None:
             with self._lock:
                 self._ask()
@@ -68,56 +76,58 @@ class Master:
         with self._lock:
             self._ask()
 
+    def leave(self, connection: Any) -> None:
+        """Note that the server to which a connection leads is not the master."""
+        with self._lock:
+            if (connection.place, connection.changes) == (self._place, self.changes):
+                self._place = (self._place + 1) % len(self._servers)
+                self._doubtful = True
+
     def _ask(self) -> None:
         address = self._sentinels.discover_master(self._service)
-        if address != self._address:
-            if self._address is not None:
-                _log_change(*address)
-                self._changed()
-            self._address = address
-
-    def leave(self, changes: int) -> None:
-        """Note that the server which was the master after `changes` is it no longer."""
-        if len(self._servers) > 1:
-            with self._lock:
-                if changes == self.changes:
-                    self._place = (self._place + 1) % len(self._servers)
-                    self._changed()
+        if self._address not in (None, address):
+            self._changed(*address)
+        self._address = address
 
     def _lead_to_first(self, connection: Any, connect: Callable[[], None]) -> None:
         error: redis.RedisError | None = None
+        several = len(self._servers) > 1
         for _ in self._servers:
-            connection.changes, place = self.changes, self._place
-            for name, value in self._servers[place].items():
+            connection.place, connection.changes = self._place, self.changes
+            for name, value in self._servers[connection.place].items():
                 setattr(connection, name, value)
             try:
                 connect()
-                if len(self._servers) > 1:
+                if several or self._doubtful:
                     _check_is_master(connection)
-                if place != self._used:
-                    self._used = place
-                    _log_change(connection.host, connection.port)
+                    self._arrived(connection)
                 return
             except redis.RedisError as exc:
                 error = exc
                 connection.disconnect()
-                self.leave(connection.changes)
+                if several:
+                    self.leave(connection)
         assert error is not None
         raise error
 
-    def _changed(self) -> None:
+    def _arrived(self, connection: Any) -> None:
+        with self._lock:
+            if self._doubtful:
+                self._doubtful = False
+                self._changed(connection.host, connection.port)
+                connection.changes = self.changes
+
+    def _changed(self, host: str, port: int) -> None:
+        logger.warning("The master is another server now, or one again. This worker goes on there: %s:%s.", host, port)
         self.changes += 1
         for connection in self._connections:
             connection.wake()
         self._connections.clear()
-
-
-def _log_change(host: str, port: int) -> None:
-    logger.warning("The master is another server now, and this worker goes on there: %s:%d.", host, port)
+        self._on_change()
 
 
 def _ask_again(reference: "weakref.ref[Master]") -> None:
-    """Ask Sentinel every few seconds, because nothing else tells a worker that its old master, which still answers."""
+    """Ask Sentinel every few seconds, because an old master may still answer, and nothing else would tell."""
     pause = threading.Event()
     while (master := reference()) is not None:
         with suppress(redis.RedisError):
@@ -130,7 +140,7 @@ def _check_is_master(connection: Any) -> None:
     connection.send_command("INFO", "replication", check_health=False)
     with suppress(redis.exceptions.NoPermissionError):
         if b"role:master" not in connection.read_response():
-            raise redis.ConnectionError(f"{connection.host}:{connection.port} is a replica")
+            raise redis.ConnectionError(f"{connection.host}:{connection.port} is a read only replica")
 
 
 class MasterConnection:
@@ -143,8 +153,8 @@ class MasterConnection:
 
     def __init__(self: Any, *, master: Master, **parameters: Any) -> None:
         self._master = master
-        #: The master's changes when this connection was made.
-        self.changes = 0
+        #: The master's changes and its place when this connection was made.
+        self.changes = self.place = 0
         self._heard_at = 0.0
         super().__init__(**parameters)
 
@@ -171,7 +181,7 @@ class MasterConnection:
         except redis.RedisError as exc:
             if is_not_the_master(exc):
                 self.disconnect()
-                self._master.leave(self.changes)
+                self._master.leave(self)
             raise
         self._heard_at = time.monotonic()
         return response

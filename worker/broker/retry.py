@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 _BACKOFF = EqualJitterBackoff(cap=tuning.RETRY_LONGEST_PAUSE_S, base=tuning.RETRY_FIRST_PAUSE_S)
 
-#: Error codes of a server that is not, or not now, the master that takes writes. Another server may be that.
-_NOT_THE_MASTER = frozenset("READONLY LOADING MASTERDOWN CLUSTERDOWN NOREPLICAS UNBLOCKED".split())
-#: Error codes of a master that is full, busy, or cannot write to its disk.
-_FULL_OR_BUSY = frozenset("OOM BUSY TRYAGAIN MISCONF".split())
+#: Error codes of a server that is not the master that takes writes. Another server may be that.
+_NOT_THE_MASTER = frozenset("READONLY MASTERDOWN CLUSTERDOWN NOREPLICAS UNBLOCKED".split())
+#: Error codes of a master that is full, busy or starting, or that cannot write to its disk.
+_FULL_OR_BUSY = frozenset("OOM BUSY LOADING TRYAGAIN MISCONF".split())
 
 
 def _code(error: redis.RedisError) -> str:
@@ -30,7 +30,7 @@ def _code(error: redis.RedisError) -> str:
 
 def is_not_the_master(error: redis.RedisError) -> bool:
     """Whether a server answered that it is not the master: then the connection is closed, and the next may differ."""
-    named = isinstance(error, redis.ReadOnlyError | redis.BusyLoadingError | redis.exceptions.ClusterDownError)
+    named = isinstance(error, redis.ReadOnlyError | redis.exceptions.ClusterDownError)
     return named or (isinstance(error, redis.ResponseError) and _code(error) in _NOT_THE_MASTER)
 
 

@@ -157,7 +157,7 @@ class BatchConsumer(Consumer):
     def _start_engine(self) -> None:
         options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
-        client = connect_as_celery(channel, lease_s=options.lease_s)
+        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=self._reconnect)
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
         hub = self._hub_calls = HubCalls(self.hub)
@@ -192,6 +192,16 @@ class BatchConsumer(Consumer):
         self._lease_refresher.start()
         engine.start()
         self.engine = engine
+
+    def _reconnect(self) -> None:
+        """Let Celery connect anew, too, because its server is no longer the master. Any thread."""
+        connection = self.connection
+
+        def lose() -> None:
+            if connection is not None and self.connection is connection:  # it has not done so by itself meanwhile
+                raise redis.ConnectionError("another server is the master now")
+
+        self.hub.call_soon(lose)
 
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""

@@ -1,5 +1,6 @@
 """The worker's own client for the broker that Celery has connected to."""
 
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -10,8 +11,11 @@ from ... import tuning
 from ...broker import connect
 
 
-def connect_as_celery(channel: Any, *, lease_s: float) -> "redis.Redis":
-    """Return a client for the server of kombu's `channel`; it follows the master as the app's URL and options say."""
+def connect_as_celery(channel: Any, *, lease_s: float, on_change: Callable[[], object]) -> "redis.Redis":
+    """Return a client for the server of kombu's `channel`; it follows the master as the app's URL and options say.
+
+    `on_change` is called when another server has become the master, on any thread, and must not wait.
+    """
     pool, connection = channel.pool, channel.connection.client
     parameters = dict(pool.connection_kwargs)
     parameters["health_check_interval"] = connection.transport_options.get(
@@ -21,7 +25,7 @@ def connect_as_celery(channel: Any, *, lease_s: float) -> "redis.Redis":
         # A refresh that gets no answer must end while the leases are still ours.
         longest = max(lease_s / tuning.REFRESHES_PER_LEASE, tuning.HEALTH_ANSWER_S)
         parameters["socket_timeout"] = min(parameters["socket_timeout"], longest)
-    return connect(pool.connection_class, parameters, _servers(connection))
+    return connect(pool.connection_class, parameters, _servers(connection), on_change)
 
 
 def _servers(connection: Any) -> list[dict[str, Any]]:
