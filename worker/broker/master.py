@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 import redis
@@ -19,6 +20,9 @@ from .. import tuning
 from .retry import is_not_the_master
 
 logger = logging.getLogger(__name__)
+
+#: The socket of a connection of redis-py, or None.
+_socket_of = attrgetter("_sock")
 
 
 class Master:
@@ -204,7 +208,7 @@ class MasterConnection:
 
     def wake(self: Any) -> None:
         """End a wait for an answer, with an error. Any thread."""
-        sock = self._sock
+        sock = _socket_of(self)
         with suppress(OSError):
             if sock is not None:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which the reading thread would miss

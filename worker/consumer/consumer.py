@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -27,7 +28,7 @@ from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
-from .compat.broker import connect_as_celery
+from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
 from .compat.worker_exit import StopLimit
@@ -157,7 +158,7 @@ class BatchConsumer(Consumer):
     def _start_engine(self) -> None:
         options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
-        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=self._reconnect)
+        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=partial(reconnect, self))
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
         hub = self._hub_calls = HubCalls(self.hub)
@@ -192,16 +193,6 @@ class BatchConsumer(Consumer):
         self._lease_refresher.start()
         engine.start()
         self.engine = engine
-
-    def _reconnect(self) -> None:
-        """Let Celery connect anew, too, because its server is no longer the master. Any thread."""
-        connection = self.connection
-
-        def lose() -> None:
-            if connection is not None and self.connection is connection:  # it has not done so by itself meanwhile
-                raise redis.ConnectionError("another server is the master now")
-
-        self.hub.call_soon(lose)
 
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""

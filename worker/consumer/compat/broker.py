@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from celery.worker.consumer import Consumer
 from kombu.utils.url import parse_url
 
 from ....producer.connections import TRANSPORT_OPTIONS
@@ -26,6 +27,17 @@ def connect_as_celery(channel: Any, *, lease_s: float, on_change: Callable[[], o
         longest = max(lease_s / tuning.REFRESHES_PER_LEASE, tuning.HEALTH_ANSWER_S)
         parameters["socket_timeout"] = min(parameters["socket_timeout"], longest)
     return connect(pool.connection_class, parameters, _servers(connection), on_change)
+
+
+def reconnect(consumer: Consumer) -> None:
+    """Let Celery connect anew, too, because its server is no longer the master. Any thread."""
+    connection = consumer.connection
+
+    def lose() -> None:
+        if connection is not None and consumer.connection is connection:  # it has not done so by itself meanwhile
+            raise redis.ConnectionError("another server is the master now")
+
+    consumer.hub.call_soon(lose)
 
 
 def _servers(connection: Any) -> list[dict[str, Any]]:
