@@ -81,8 +81,7 @@ class BatchConsumer(Consumer):
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
         self.retry = RedisRetry()
-        limit_s = self.settings.worker.drain_timeout_s + tuning.STOP_GRACE_S
-        self._stop_limit = StopLimit(limit_s, self.retry.outage, self.settings.tasks)
+        self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:

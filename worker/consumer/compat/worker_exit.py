@@ -10,6 +10,7 @@ from celery import signals
 from celery.utils.functional import noop
 from celery.worker import state
 
+from ....configs import WorkerOptions
 from ... import tuning
 from ...broker.retry import Outage
 from .context import WorkerContext
@@ -47,9 +48,9 @@ class StopLimit:
     their results.
     """
 
-    def __init__(self, seconds: float, outage: Outage, batch_tasks: Iterable[str]) -> None:
-        """Begin to count `seconds` when Celery gets a signal to stop, or at `start`."""
-        self._seconds = seconds
+    def __init__(self, options: WorkerOptions, outage: Outage, batch_tasks: Iterable[str]) -> None:
+        """Begin to count when Celery gets a signal to stop, or at `start`."""
+        self._seconds = options.drain_timeout_s + tuning.STOP_GRACE_S
         self._outage = outage
         self._batch_tasks = frozenset(batch_tasks)
         self._started = threading.Lock()
