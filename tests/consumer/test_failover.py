@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 from batchery.worker import health
@@ -47,6 +48,14 @@ def probe(url: str, worker: Worker, *more: str) -> int:
     return health.main(["--broker", url, "--node", worker.name, "--timeout", "1", *more])
 
 
+@contextmanager
+def caller(broker: str, backend: str | None = None, **conf: Any) -> Iterator[Celery]:
+    """A caller whose connections are new: kombu keeps those of other apps, and takes a list for its first server."""
+    kombu.pools.reset()
+    with calling(broker, backend, **conf) as app:
+        yield app
+
+
 def answers(app: Celery, value: str) -> None:
     assert app.tasks["echo"].delay(value).get(timeout=WAIT) == value
 
@@ -59,7 +68,7 @@ def test_with_sentinel_a_worker_goes_on_at_the_new_master(pair: Pair, capsys: py
     conf: Any = {"broker_transport_options": SENTINEL, "result_backend_transport_options": SENTINEL}
     sentinel_options = ("--transport-options", json.dumps(SENTINEL))
     with watched(pair) as sentinel, working(sentinel.url, CONF=json.dumps(conf)) as worker:
-        with calling(sentinel.url, **conf) as app:
+        with caller(sentinel.url, **conf) as app:
             answers(app, "before")
         assert probe(sentinel.url, worker, *sentinel_options) == 0
         pair.master.pause()  # it loses its network: no connection is closed
@@ -68,7 +77,7 @@ def test_with_sentinel_a_worker_goes_on_at_the_new_master(pair: Pair, capsys: py
         assert probe(sentinel.url, worker, *sentinel_options, "--alive") == 0
         wait_until(lambda: sentinel.master() == pair.replica.port, "there is a new master")
         known = time.monotonic()
-        with calling(sentinel.url, **conf) as app:
+        with caller(sentinel.url, **conf) as app:
             answers(app, "after")
             assert time.monotonic() - known < 10
             # The old one comes back, and Sentinel makes a replica of it.
@@ -85,14 +94,14 @@ def test_with_sentinel_a_worker_goes_on_at_the_new_master(pair: Pair, capsys: py
 
 def test_behind_one_address_a_worker_leaves_a_master_that_was_demoted(pair: Pair) -> None:
     with proxied(pair.master.port) as proxy, working(proxy.url, **options(lease_s=3)) as worker:
-        with calling(proxy.url) as app:
+        with caller(proxy.url) as app:
             answers(app, "before")
         pair.swap()  # the connections to the old master stay open
         wait_until(lambda: probe(proxy.url, worker) == 1, "it is not ready, because the address leads to a replica")
         assert probe(proxy.url, worker, "--alive") == 0
         proxy.target = pair.replica.port  # the address leads to the new master
         known = time.monotonic()
-        with calling(proxy.url) as app:
+        with caller(proxy.url) as app:
             answers(app, "after")
             assert time.monotonic() - known < 10
             wait_until(lambda: probe(proxy.url, worker) == 0, "it is ready, so Celery has connected anew, too")
@@ -105,10 +114,10 @@ def test_of_a_list_of_brokers_the_next_one_is_used_when_one_dies(pair: Pair) -> 
         client.replicaof("NO", "ONE")
     url = f"{pair.master.url};{pair.replica.url}"
     with working(url, RESULTS_URL=pair.replica.url) as worker:
-        with calling(pair.master.url, pair.replica.url) as app:
+        with caller(pair.master.url, pair.replica.url) as app:
             answers(app, "before")
         pair.master.kill()
-        with calling(url, pair.replica.url) as app:
+        with caller(url, pair.replica.url) as app:
             answers(app, "after")
             wait_until(lambda: probe(pair.replica.url, worker) == 0, "it is ready")
         assert lines(worker, "The master is another server now") == 1
