@@ -10,7 +10,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection
 
 from .. import tuning
-from .master import Master, MasterConnection
+from .master import Master, following_class
 
 _NO_RETRIES = {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "retry_on_error": []}
 
@@ -49,8 +49,7 @@ def connect(
         "protocol": 2,
         "master": master,
     }
-    following = type(connection_class.__name__, (MasterConnection, connection_class), {})
-    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=following, **chosen))
+    return redis.Redis(connection_pool=redis.ConnectionPool(following_class(connection_class), **chosen))
 
 
 def _patient_with_none(sentinels: Any) -> Any:

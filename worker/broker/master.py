@@ -57,6 +57,13 @@ class Master:
                 target=_ask_again, args=(weakref.ref(self),), name="batchery-sentinel", daemon=True
             ).start()
 
+    @property
+    def address(self) -> Mapping[str, Any]:
+        """What tells the master of now from other servers, as arguments of a connection; empty where there is one."""
+        if self._sentinels is None:
+            return self._servers[self._place]
+        return dict(zip(("host", "port"), self._address or (), strict=False))
+
     def lead(self, connection: Any, connect: Callable[[], None]) -> None:
         """Connect to the master. `connect` connects to the address that the connection has then."""
         with self._lock:
@@ -145,6 +152,17 @@ def _check_is_master(connection: Any) -> None:
     with suppress(redis.exceptions.NoPermissionError):
         if b"role:master" not in connection.read_response():
             raise redis.ConnectionError(f"{connection.host}:{connection.port} is a read only replica")
+
+
+def following_class(connection_class: type[Any]) -> type[Any]:
+    """Return the class of connections like those of `connection_class` that follow a master."""
+    return type(connection_class.__name__, (MasterConnection, connection_class), {})
+
+
+def followed_class(connection_class: type[Any]) -> type[Any]:
+    """Return the class that `following_class` was given, if `connection_class` is its result."""
+    followed: type[Any] = connection_class.__bases__[-1]
+    return followed if issubclass(connection_class, MasterConnection) else connection_class
 
 
 class MasterConnection:
