@@ -75,8 +75,9 @@ class BatchConsumer(Consumer):
             self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
-        names = ", ".join(self.settings.tasks) or "none"
-        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, names)
+        logger.info(
+            "Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.settings.tasks) or "none"
+        )
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
@@ -151,8 +152,7 @@ class BatchConsumer(Consumer):
             self._leases.leave({job.reply.claim.tag for job in engine.suspects})
         except redis.RedisError as exc:
             logger.warning(
-                "Jobs could not be given back. They run elsewhere when the lease of this worker has run out. Redis: %s",
-                exc,
+                "Jobs are not given back. They run elsewhere when the worker's lease has run out. Redis: %s", exc
             )
         self._watcher.close()
         self._note.close()
@@ -173,8 +173,7 @@ class BatchConsumer(Consumer):
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
         expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
-        prefix = channel.global_keyprefix
-        self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
+        self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
         engine = Engine(state, source, sink)
         try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import redis
 from celery.worker.consumer import Consumer
+from kombu import Connection
 from kombu.utils.url import parse_url
 
 from ....producer.connections import TRANSPORT_OPTIONS
@@ -40,7 +41,7 @@ def reconnect(consumer: Consumer) -> None:
     consumer.hub.call_soon(lose)
 
 
-def _servers(connection: Any) -> list[dict[str, Any]]:
+def _servers(connection: Connection) -> list[dict[str, object]]:
     """Return what differs between the servers of a broker list, beginning with the one that Celery has found."""
     urls = list(connection.alt or ())
     servers = [_server(url) for url in urls]
@@ -50,7 +51,7 @@ def _servers(connection: Any) -> list[dict[str, Any]]:
     return servers
 
 
-def _server(url: str) -> dict[str, Any]:
+def _server(url: str) -> dict[str, object]:
     parts = parse_url(url)
     return {
         "host": parts["hostname"] or "127.0.0.1",
