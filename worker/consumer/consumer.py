@@ -198,9 +198,7 @@ class BatchConsumer(Consumer):
 
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""
-        consumer = self.task_consumer
-        if consumer is not None and consumer.channel is not None:
-            channel = consumer.channel
+        if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
             self._claimed_queues = [
                 Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
                 for queue in tuple(consumer.queues)
