@@ -45,7 +45,8 @@ def proxy(valkey: Valkey) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def module_worker(proxy: Proxy) -> Iterator[Worker]:
-    worker = Worker(APP, args=["-l", "INFO"], env={"REDIS_URL": proxy.url})
+    conf = {"broker_transport_options": {"health_check_interval": 1}}
+    worker = Worker(APP, args=["-l", "INFO"], env={"REDIS_URL": proxy.url, "CONF": json.dumps(conf)})
     try:
         wait_until(lambda: worker.alive() and " ready." in worker.log, f"the worker is ready:\n{worker.log}", WAIT)
         yield worker
@@ -104,6 +105,8 @@ def test_a_lone_call_over_silent_connections_is_answered_within_seconds(
 ) -> None:
     answers(app, "echo", "before")
     proxy.silence()
+    idle_until = time.monotonic() + 1.5  # longer than `health_check_interval`
+    wait_until(lambda: time.monotonic() > idle_until, "the connections are idle")
     assert answers(app, "echo", "after") < 10
     wait_until(lambda: probe(proxy, worker) == 0, f"it is ready:\n{worker.log[-3000:]}", WAIT)
 

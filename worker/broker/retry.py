@@ -120,11 +120,14 @@ class RedisRetry:
     def once(self, what: str, action: Callable[[], T]) -> T | None:
         """Return the result of `action`; if Redis fails, None after a pause, so that a caller's loop does not spin.
 
-        The pause grows with the failures of the same `what` in a row.
+        The pause grows with the failures of the same `what` in a row. What has worked for a while begins a new row.
         """
+        began = time.monotonic()
         try:
             result = action()
         except redis.RedisError as exc:
+            if time.monotonic() - began > tuning.RETRY_FIRST_PAUSE_S:
+                self.outage.succeeded(what)
             self._pause(what, exc)
             return None
         self.outage.succeeded(what)
