@@ -78,6 +78,13 @@ GIVE_BACK_TOGETHER_S = 1.0
 
 # -- Consumer ----------------------------------------------------------------------------------------------------------
 
+#: Tries to tell Celery an outcome while the broker takes writes but another server does not: about 8 s. After them the
+#: message runs again when its lease is over, because all other outcomes wait meanwhile.
+REPLAY_TRIES = 8
+
+#: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.
+RESULT_MAX_RETRIES, RESULT_LONGEST_PAUSE_MS = 40, 1_000
+
 #: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
 #: results have to wait.
 CLAIM_MAX_JOBS = 256

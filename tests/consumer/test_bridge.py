@@ -57,6 +57,9 @@ class FakeBackend:
         self.failures: dict[str, Exception] = {}
         self.error: Exception | None = None
 
+    def exception_safe_to_retry(self, error: Exception) -> bool:
+        return False
+
     def mark_as_failure(self, task_id: str, error: Exception) -> None:
         if self.error is not None:
             raise self.error

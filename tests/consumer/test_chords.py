@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from batchery.batchers import Job, Outcome
+from batchery.producer import private
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
 from batchery.worker.consumer.fast.store import ResultStore
 from batchery.worker.consumer.wire.decode import FastCall, decode
@@ -86,7 +87,8 @@ class Worker:
         self._client = client_of(house.url)
         self.leases = Leases(self._client, lease_s=30)
         self.store = ResultStore(house.app, self.leases, self._client)
-        assert self.store.takes_parts, "this Celery's chords are not those that our script knows"
+        backend = house.app.backend
+        assert private.keeps_chord_parts_as_known(backend), "this Celery's chords are not those that our script knows"
 
     def close(self) -> None:
         self._client.close()

@@ -1,7 +1,8 @@
 """The leases that one worker holds on messages. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
-2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
+2. Only the holder of the lease acknowledges, together with the result. Without a lease a result is stored only where
+   there is none.
 3. A lease ends when its holder settles or gives back, or when it runs out; then any worker may put the message back.
 """
 
@@ -59,6 +60,19 @@ class Leases:
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
         return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
+
+    def all_still_held(self, claims: Sequence[Claim]) -> list[bool]:
+        """Ask the server which claims are ours, once for each queue."""
+        held: dict[str, bool] = {}
+        for group in _by_queue(claims, attrgetter("queue.name")):
+            tags = [claim.tag for claim in group]
+            scores = self._scripts.client.zmscore(group[0].queue.index, tags)
+            held.update(zip(tags, [score is not None for score in scores], strict=True))
+        return [held[claim.tag] for claim in claims]
+
+    def check_server(self, queue: Queue) -> None:
+        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
+        self._scripts.client.zadd(queue.index, {"": 0}, xx=True)
 
     def find(self, tag: str) -> Claim | None:
         """Return the claim of that tag, if it is ours."""

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import ChordError, InvalidTaskError, Reject, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -15,9 +16,10 @@ from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, full_request
+from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
+from .postpone import answered, may_pass, passes
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,10 @@ class CeleryBridge:
             try:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
+                if passes(exc):  # Celery stores that a call is revoked, for example
+                    logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
+                    self._give_back(claim.tag)
+                    continue
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
@@ -111,8 +117,8 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.fail(job.id, job.reply.claim, exc)
-            revoked = True
+            self.give_up(job.reply, exc)
+            return
         if revoked:
             worker_state.forget([job.reply])
         else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
@@ -134,17 +140,53 @@ class CeleryBridge:
         else:
             self.fail(task_id, claim, error)
 
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
+    def give_up(self, request: FastRequest | Request, error: BaseException) -> None:
+        """Answer a job for which Celery's own code raised, or give it back if a server was away. Any thread."""
+        self._hub.call(worker_state.forget, [request])
+        claim = request.claim if isinstance(request, FastRequest) else self._leases.find(request.message.delivery_tag)
+        if (isinstance(error, Reject) and error.requeue) or passes(error, request.task.backend):
+            logger.warning("%s goes back to its queue, because a server was away: %r", request, error)
+            if claim is not None:
+                self._give_back(claim.tag)
+        else:
+            self.fail(request.id, claim, error, request)
+
+    def fail(
+        self, task_id: str, claim: Claim | None, error: BaseException, request: FastRequest | Request | None = None
+    ) -> None:
+        """Fail a job that Celery's own code cannot take, if it has no answer. Otherwise it would come back for ever."""
+        backend = self._consumer.app.backend if request is None else request.task.backend
         try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError):
+            if request is None:
+                backend.mark_as_failure(task_id, error)
+            elif not answered(backend, task_id):
+                _mark_as_failure(backend, request, error, store_result=full_request(request).store_errors)
+        except Exception as exc:
+            if may_pass(exc, backend):
+                logger.exception(
+                    "The failure of %s could not be stored. It runs again when its lease is over.", task_id
+                )
+                self._leases.forget([claim] if claim else [])
+                return
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
+            if request is not None:
+                self._tell_others(backend, request, error)
+        if claim is not None:
+            self.acknowledge(claim.tag)
+
+    def _tell_others(self, backend: Any, request: FastRequest | Request, error: BaseException) -> None:
+        """Tell whoever else waits for a job whose own failure cannot be stored: errbacks, a chain, a chord."""
+        chord = full_request(request).chord
+        try:
+            try:
+                _mark_as_failure(backend, request, error, store_result=False)
+            except Exception as exc:
+                if not chord:
+                    raise
+                callback = self._consumer.app.signature(chord)
+                backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
         except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
-            self._leases.forget([claim])
-            return
-        self.acknowledge(claim.tag)
+            logger.exception("Those who wait for %s could not be told of its failure.", request)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
@@ -170,6 +212,13 @@ class CeleryBridge:
         tag: str = request.message.delivery_tag
         self._tags.discard(tag)
         return self._leases.find(tag)
+
+
+def _mark_as_failure(backend: Any, request: FastRequest | Request, error: BaseException, *, store_result: bool) -> None:
+    context = context_of(request)
+    if not isinstance(error, Exception):
+        error = WorkerLostError(repr(error))  # as Celery's pools call it
+    backend.mark_as_failure(request.id, error, request=context, store_result=store_result)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

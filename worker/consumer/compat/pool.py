@@ -1,0 +1,34 @@
+"""Pools that tell when Celery's own code raised while it ran a plain task."""
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency.base import BasePool, apply_target
+from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.utils.functional import noop
+from celery.worker.request import Request
+
+
+def report_errors(pool: BasePool, report: Callable[[Request, BaseException], None]) -> None:
+    """Let a pool call `report` with what Celery's tracer, or the request's callback, raised; on the pool's thread.
+
+    Celery's pool of threads drops such errors, so that nobody would ever acknowledge the message.
+    """
+    apply = pool.on_apply
+
+    def on_apply(
+        target: Any, args: Any = None, kwargs: Any = None, callback: Any = None, accept_callback: Any = None, **_: Any
+    ) -> Any:
+        def run() -> None:
+            try:
+                apply_target(target, args or (), kwargs, callback, accept_callback)
+            except (WorkerShutdown, WorkerTerminate):
+                raise
+            except BaseException as exc:
+                # Celery's callback cannot take what its pools make of a task that raises SystemExit.
+                cause = exc.__context__ if isinstance(exc.__context__, WorkerLostError) else exc
+                report(callback.__self__, cause)
+
+        return apply(run, (), {}, noop)
+
+    pool.on_apply = on_apply
