@@ -17,7 +17,7 @@ nothing of `celery.worker`.
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
-| `RedisBackend.mget`, `.get_key_for_task`, `.decode_result` | many results at once | `read_outcomes` | client |
+| `RedisBackend.mget`, `.ensure`, `.get_key_for_task`, `.decode_result` | many results | `read_outcomes` | client |
 | `Connection._reraise_as_library_errors` | raises Redis's errors as kombu's | `kombu_errors` | client |
 | `Producer._batch_local` | whether this thread is within `producer.batch()` | `collects_batch` | publisher |
 | `Channel._q_for_pri` | the Redis key of a queue and priority | `queue_key` | publisher |
@@ -111,8 +111,10 @@ def routes_by_name(app: Celery) -> bool:
     return all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
 
 
-def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    stored = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
+def read_outcomes(backend: Any, ids: Sequence[str], timeout: float | None) -> dict[str, dict[str, Any]]:
+    keys = [backend.get_key_for_task(task_id) for task_id in ids]
+    # A lost connection is made again, as Celery's own `get` does.
+    stored = backend.ensure(backend.mget, (keys,), **({} if timeout is None else {"timeout": max(timeout, 0.01)}))
     return {task_id: backend.decode_result(value) for task_id, value in zip(ids, stored, strict=True) if value}
 
 
