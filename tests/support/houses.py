@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import redis
 from batchery.batchers import Job, Outcome
+from batchery.configs import WorkerOptions
 from batchery.producer import private
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
+from batchery.worker.broker.retry import RedisRetry
+from batchery.worker.consumer.compat.bridge import CeleryBridge
+from batchery.worker.consumer.compat.replay import OutcomeReplay
 from batchery.worker.consumer.fast.store import ResultStore
-from batchery.worker.consumer.wire.decode import FastCall, decode
+from batchery.worker.consumer.wire.decode import decode
 from batchery.worker.consumer.wire.request import FastRequest, context_of
 from celery import Celery, chord
 
 from tests.support.callers import disconnect
 from tests.support.leases import ALL, ANY_SIZE, bytes_of, client_of, label_of
-from tests.support.messages import ACCEPT, stock
+from tests.support.messages import ACCEPT
 
 QUEUE = Queue("celery")
 GROUP = "celery-taskset-meta-"
@@ -35,7 +40,7 @@ class House:
         self.workers: list[Worker] = []
         self.app = Celery(broker=url, backend=url, set_as_current=False)
         self.app.conf.update(conf)
-        self.app.task(_nothing, name="t", shared=False)
+        self.app.task(_nothing, name="t", shared=False, acks_late=True)  # as batch tasks have it
         self.app.finalize()
         self.callback = self.app.signature("callback", queue="callbacks")
 
@@ -81,6 +86,20 @@ class Worker:
         self._client = client_of(house.url)
         self.leases = Leases(self._client, lease_s=30)
         self.store = ResultStore(house.app, self.leases, self._client)
+        self.retry = RedisRetry()
+        context: Any = SimpleNamespace(
+            consumer=SimpleNamespace(
+                app=house.app, accept=ACCEPT, hostname="here", event_dispatcher=None, connection_errors=()
+            ),
+            tasks={name: task for name, task in house.app.tasks.items() if not name.startswith("celery.")},
+            options=WorkerOptions(),
+            leases=self.leases,
+            hub=SimpleNamespace(call=lambda function, *args, **_: function(*args)),
+            retry=self.retry,
+            intake=None,
+        )
+        self.bridge = CeleryBridge(SimpleNamespace(**{**vars(context), "tasks": {}}))  # type: ignore[arg-type]
+        self.replay = OutcomeReplay(context, self.bridge, self.store.backend_of)
         backend = house.app.backend
         assert private.keeps_chord_parts_as_known(backend), "this Celery's chords are not those that our script knows"
 
@@ -94,7 +113,11 @@ class Worker:
 
     def outcome(self, claim: Claim) -> Outcome:
         call = decode(claim.message, ACCEPT)
-        assert isinstance(call, FastCall)
+        if call is None:
+            request = self.bridge.build_request(claim)
+            request.claim = claim
+            job = Job(request.id, request.task.name, request.args, request.kwargs, request, 0.0, claim.seq)
+            return Outcome(job, value=[*request.args])
         task = self.house.app.tasks[call.headers.task]
         reply = FastRequest(claim, call.headers, task, self._request, call.headers.id, task.name, call.in_chord)
         job = Job(call.headers.id, task.name, call.args, call.kwargs, reply, 0.0, claim.seq)
@@ -116,8 +139,19 @@ class Worker:
             if answer == Settled.NEEDS_CELERY:
                 self.tell_celery(outcome)
 
+    def finish_by_replay(self, outcomes: list[Outcome]) -> None:
+        """Settle in bulk, and tell Celery what is left to it, as our worker does."""
+        for outcome, answer in zip(outcomes, self.settle(outcomes), strict=True):
+            if answer == Settled.NEEDS_CELERY:
+                self.tell(outcome)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Tell Celery as our worker does; what this buffers is sent."""
+        self.replay.tell(outcome)
+        self.leases.flush()
+
     def _request(self, claim: Claim) -> Any:
-        return stock(self.house.app, claim.message)
+        return self.bridge.build_request(claim)
 
 
 @contextmanager

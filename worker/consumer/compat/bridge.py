@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from celery import states
 from celery.exceptions import ChordError, InvalidTaskError, Reject, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
@@ -161,6 +162,8 @@ class CeleryBridge:
                 backend.mark_as_failure(task_id, error)
             elif not answered(backend, task_id):
                 _mark_as_failure(backend, request, error, store_result=full_request(request).store_errors)
+            elif full_request(request).chord:  # which may not have counted it
+                backend.on_chord_part_return(context_of(request), states.FAILURE, error)
         except Exception as exc:
             if may_pass(exc, backend):
                 logger.exception(
@@ -184,7 +187,8 @@ class CeleryBridge:
                 if not chord:
                     raise
                 callback = self._consumer.app.signature(chord)
-                backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
+                if not answered(backend, callback.id):
+                    backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
         except Exception:
             logger.exception("Those who wait for %s could not be told of its failure.", request)
 

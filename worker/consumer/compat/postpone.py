@@ -180,11 +180,11 @@ class SteadyClient(redis.Redis):
             raise self.postponed from exc
 
     def begin_again(self) -> None:
-        """Forget what was postponed; let go of the chord whose callback was to be sent."""
+        """Forget what was postponed; let go of the chord whose callback was to be sent. Raises errors of Redis."""
         self.postponed = None
         if self._claim is not None:
             key, token = self._claim
-            super().eval(_RELEASE, 1, key, token)
+            super().execute_command("EVAL", _RELEASE, 1, key, token)  # type: ignore[no-untyped-call]
             self._claim = None
 
 

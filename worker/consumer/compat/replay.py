@@ -79,7 +79,9 @@ class OutcomeReplay:
             if held is not False:
                 return bool(held)  # None: the worker stops, and the job runs again
         request = full_request(reply)
-        if request.ignore_result and not request.chord:
+        if request.chord:
+            return True  # a chord counts each part once
+        if request.ignore_result:
             return False
         backend = self._backend_of(reply.task)
         return retry.until_stopped(lambda: answered(backend, reply.id)) is False
@@ -144,7 +146,7 @@ class OutcomeReplay:
             result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
             del task.outcomes.current, task.outcomes.backend
-        rejected: Any = result.exception if info else None
+        rejected: Any = info.retval if info else None
         if isinstance(rejected, Reject) and passes(reason := rejected.reason):  # a retry that could not be sent
             raise Reject(reason, requeue=True) if rejected is outcome.error else Postponed(repr(reason))
         if isinstance(outcome.error, WorkerLostError):
