@@ -43,6 +43,8 @@ class Leases:
         self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
         #: What the tags of this worker begin with, before the colon.
         self.tag_worker = self._scripts.tag_worker
+        #: Raises the error with which the server refuses writes to a queue now, if it does.
+        self.check_server = self._scripts.check_server
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -57,22 +59,10 @@ class Leases:
         """Return whether a claim is ours as far as this worker knows."""
         return claim.tag in self._held
 
-    def still_held(self, claim: Claim) -> bool:
-        """Ask the server whether a claim is ours."""
-        return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
-
-    def all_still_held(self, claims: Sequence[Claim]) -> list[bool]:
+    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
         """Ask the server which claims are ours, once for each queue."""
-        held: dict[str, bool] = {}
-        for group in _by_queue(claims, attrgetter("queue.name")):
-            tags = [claim.tag for claim in group]
-            scores = self._scripts.client.zmscore(group[0].queue.index, tags)
-            held.update(zip(tags, [score is not None for score in scores], strict=True))
-        return [held[claim.tag] for claim in claims]
-
-    def check_server(self, queue: Queue) -> None:
-        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
-        self._scripts.client.zadd(queue.index, {"": 0}, xx=True)
+        lost = {claim.tag for claim in self._scripts.lost(claims)}
+        return [claim.tag not in lost for claim in claims]
 
     def find(self, tag: str) -> Claim | None:
         """Return the claim of that tag, if it is ours."""
@@ -169,10 +159,8 @@ class Leases:
         held = {claims[0].queue: claims for claims in _by_queue(self.held(), attrgetter("queue.name"))}
         for queue in {*queues, *held}:
             claims = held.get(queue, [])
-            tags = [claim.tag for claim in claims]
-            if self._scripts.refresh(queue, tags) < len(tags):
-                scores = self._scripts.client.zmscore(queue.index, tags)
-                self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
+            if self._scripts.refresh(queue, [claim.tag for claim in claims]) < len(claims):
+                self.forget(self._scripts.lost(claims))
 
     def sweep(self, most: int = tuning.SWEEP_MAX_JOBS) -> int:
         """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""

@@ -99,6 +99,20 @@ class Scripts:
         args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
         return int(self._run("give_back", keys, args))
 
+    def lost(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return the claims whose lease the server does not know, with one question for each queue."""
+        queues = {claim.queue.name: claim.queue for claim in claims}
+        lost: list[Claim] = []
+        for name, queue in queues.items():
+            ours = [claim for claim in claims if claim.queue.name == name]
+            scores = self.client.zmscore(queue.index, [claim.tag for claim in ours])
+            lost += [claim for claim, score in zip(ours, scores, strict=True) if score is None]
+        return lost
+
+    def check_server(self, queue: Queue) -> None:
+        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
+        self.client.zadd(queue.index, {"": 0}, xx=True)
+
     def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
         """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""
         return int(self._run("refresh", [queue.index, queue.workers], [self._lease_s, self._worker, *tags]))

@@ -3,11 +3,9 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-from celery import states
-from celery.exceptions import ChordError, InvalidTaskError, Reject, WorkerLostError
+from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -17,26 +15,25 @@ from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, context_of, full_request
+from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .context import WorkerContext
-from .postpone import answered, may_pass, passes
+from .mishaps import Mishaps
+from .postpone import passes
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge:
+class CeleryBridge(Mishaps):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self._consumer = context.consumer
-        self._leases = context.leases
-        self._hub = context.hub
+        super().__init__(context)
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self.give_back)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
@@ -70,7 +67,7 @@ class CeleryBridge:
             except Exception as exc:
                 if passes(exc):  # Celery stores that a call is revoked, for example
                     logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
-                    self._give_back(claim.tag)
+                    self.give_back(claim.tag)
                     continue
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -141,64 +138,13 @@ class CeleryBridge:
         else:
             self.fail(task_id, claim, error)
 
-    def give_up(self, request: FastRequest | Request, error: BaseException) -> None:
-        """Answer a job for which Celery's own code raised, or give it back if a server was away. Any thread."""
-        self._hub.call(worker_state.forget, [request])
-        claim = request.claim if isinstance(request, FastRequest) else self._leases.find(request.message.delivery_tag)
-        if (isinstance(error, Reject) and error.requeue) or passes(error, request.task.backend):
-            logger.warning("%s goes back to its queue, because a server was away: %r", request, error)
-            if claim is not None:
-                self._give_back(claim.tag)
-        else:
-            self.fail(request.id, claim, error, request)
-
-    def fail(
-        self, task_id: str, claim: Claim | None, error: BaseException, request: FastRequest | Request | None = None
-    ) -> None:
-        """Fail a job that Celery's own code cannot take, if it has no answer. Otherwise it would come back for ever."""
-        backend = self._consumer.app.backend if request is None else request.task.backend
-        try:
-            if request is None:
-                backend.mark_as_failure(task_id, error)
-            elif not answered(backend, task_id):
-                _mark_as_failure(backend, request, error, store_result=full_request(request).store_errors)
-            elif full_request(request).chord:  # which may not have counted it
-                backend.on_chord_part_return(context_of(request), states.FAILURE, error)
-        except Exception as exc:
-            if may_pass(exc, backend):
-                logger.exception(
-                    "The failure of %s could not be stored. It runs again when its lease is over.", task_id
-                )
-                self._leases.forget([claim] if claim else [])
-                return
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-            if request is not None:
-                self._tell_others(backend, request, error)
-        if claim is not None:
-            self.acknowledge(claim.tag)
-
-    def _tell_others(self, backend: Any, request: FastRequest | Request, error: BaseException) -> None:
-        """Tell whoever else waits for a job whose own failure cannot be stored: errbacks, a chain, a chord."""
-        chord = full_request(request).chord
-        try:
-            try:
-                _mark_as_failure(backend, request, error, store_result=False)
-            except Exception as exc:
-                if not chord:
-                    raise
-                callback = self._consumer.app.signature(chord)
-                if not answered(backend, callback.id):
-                    backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
-        except Exception:
-            logger.exception("Those who wait for %s could not be told of its failure.", request)
-
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
         in_pool = {
             request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
         }
         for tag in self._tags - in_pool:
-            self._give_back(tag)
+            self.give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
@@ -206,7 +152,8 @@ class CeleryBridge:
         if (claim := self._leases.find(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def _give_back(self, tag: str) -> None:
+    def give_back(self, tag: str) -> None:
+        """Give a message back, if it is still ours."""
         self._tags.discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.give_back_soon(claim)
@@ -216,13 +163,6 @@ class CeleryBridge:
         tag: str = request.message.delivery_tag
         self._tags.discard(tag)
         return self._leases.find(tag)
-
-
-def _mark_as_failure(backend: Any, request: FastRequest | Request, error: BaseException, *, store_result: bool) -> None:
-    context = context_of(request)
-    if not isinstance(error, Exception):
-        error = WorkerLostError(repr(error))  # as Celery's pools call it
-    backend.mark_as_failure(request.id, error, request=context, store_result=store_result)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

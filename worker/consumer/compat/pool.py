@@ -1,7 +1,8 @@
 """Pools that tell when Celery's own code raised while it ran a plain task."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
+from typing import cast
 
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
@@ -17,8 +18,13 @@ def report_errors(pool: BasePool, report: Callable[[Request, BaseException], Non
     apply = pool.on_apply
 
     def on_apply(
-        target: Any, args: Any = None, kwargs: Any = None, callback: Any = None, accept_callback: Any = None, **_: Any
-    ) -> Any:
+        target: Callable[..., object],
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
+        callback: Callable[..., object] | None = None,
+        accept_callback: Callable[..., object] | None = None,
+        **_: object,
+    ) -> object:
         def run() -> None:
             try:
                 apply_target(target, args or (), kwargs, callback, accept_callback)
@@ -27,7 +33,7 @@ def report_errors(pool: BasePool, report: Callable[[Request, BaseException], Non
             except BaseException as exc:
                 # Celery's callback cannot take what its pools make of a task that raises SystemExit.
                 cause = exc.__context__ if isinstance(exc.__context__, WorkerLostError) else exc
-                report(callback.__self__, cause)
+                report(cast(MethodType, callback).__self__, cause)  # the request's `on_success`
 
         return apply(run, (), {}, noop)
 

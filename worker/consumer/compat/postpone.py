@@ -6,20 +6,24 @@ Nothing of Celery's catches that, so all stays as if the worker had died at this
 """
 
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 from celery import states
+from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
+from celery.canvas import Signature
 from celery.exceptions import BackendError
 from kombu.exceptions import EncodeError, OperationalError
 
 from ....batchers import Outcome
 from ....producer import private
 from ...broker.retry import RedisRetry, is_transient
+
+T = TypeVar("T")
 
 #: Lets go of a chord, if it is still ours, so that the same worker can send its callback at its next try.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -41,7 +45,7 @@ class SentElsewhere(Postponed):
     """The callback of a chord is being sent by another worker, or by one that died a few seconds ago."""
 
 
-def passes(error: BaseException | None, backend: Any = None) -> bool:
+def passes(error: BaseException | None, backend: Backend | None = None) -> bool:
     """Whether an error may be over later, by its type, or because its backend says so."""
     if isinstance(error, BackendError):  # Celery has given up trying, and the error that it met says more
         error = error.__cause__ or error.__context__
@@ -50,11 +54,12 @@ def passes(error: BaseException | None, backend: Any = None) -> bool:
     if isinstance(error, OperationalError | ConnectionError | TimeoutError):
         return True
     # To a backend on Redis every OSError is a lost connection.
-    asked = backend is not None and not isinstance(backend, RedisBackend) and isinstance(error, Exception)
-    return asked and bool(backend.exception_safe_to_retry(error))
+    if backend is None or isinstance(backend, RedisBackend) or not isinstance(error, Exception):
+        return False
+    return bool(backend.exception_safe_to_retry(error))
 
 
-def may_pass(error: Exception, backend: Any) -> bool:
+def may_pass(error: Exception, backend: Backend) -> bool:
     """Whether a backend that raised an error may take the same value later.
 
     Few backends but Redis tell that. Those that do not are taken to be away, except if the error is about the value.
@@ -62,7 +67,7 @@ def may_pass(error: Exception, backend: Any) -> bool:
     return passes(error, backend) or not (isinstance(backend, RedisBackend) or isinstance(error, _ABOUT_VALUES))
 
 
-def answered(backend: Any, task_id: str) -> bool:
+def answered(backend: Backend, task_id: str) -> bool:
     """Whether a backend has the last word on a task: a success, a failure or a revocation."""
     try:
         return bool(backend.get_task_meta(task_id, cache=False)["status"] in states.READY_STATES)
@@ -77,21 +82,21 @@ class _Steady:
     outcome: Outcome
     steady_client: "SteadyClient | None"
 
-    def store_result(self, *args: Any, **kwargs: Any) -> Any:
+    def store_result(self, *args: object, **kwargs: object) -> object:
         with self._postponing():
             return super().store_result(*args, **kwargs)  # type: ignore[misc]
 
-    def on_chord_part_return(self, *args: Any, **kwargs: Any) -> Any:
+    def on_chord_part_return(self, *args: object, **kwargs: object) -> object:
         with self._postponing():
             return super().on_chord_part_return(*args, **kwargs)  # type: ignore[misc]
 
-    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: object, **kwargs: object) -> object:
         # An error of the model's own is the job's failure, whatever its type.
         if type(exc) is not type(self.outcome.error):
             self._postpone_after(exc)
         return super().mark_as_failure(task_id, exc, *args, **kwargs)  # type: ignore[misc]
 
-    def chord_error_from_stack(self, callback: Any, exc: BaseException | None = None) -> Any:
+    def chord_error_from_stack(self, callback: Signature, exc: BaseException | None = None) -> object:
         self._postpone_after(sys.exc_info()[1])
         return super().chord_error_from_stack(callback, exc)  # type: ignore[misc]
 
@@ -119,9 +124,9 @@ class _SteadyOnRedis(_Steady):
         return self.steady_client
 
 
-def steady(backend: Any, outcome: Outcome, client: "SteadyClient | None") -> Any:
+def steady(backend: Backend, outcome: Outcome, client: "SteadyClient | None") -> Backend:
     """Return a backend that does what `backend` does, but raises `Postponed` while its server is away."""
-    twin: Any = object.__new__(_steady_class(cast(Hashable, type(backend)), client is not None))
+    twin: Backend = object.__new__(_steady_class(cast(Hashable, type(backend)), client is not None))
     # Celery's own tries in the same place would hold up all other outcomes.
     vars(twin).update(vars(backend), outcome=outcome, steady_client=client, always_retry=False)
     return twin
@@ -144,9 +149,9 @@ class SteadyClient(redis.Redis):
         self.postponed: Postponed | None = None
         self._tries = retry
         #: The key of the last chord's state, and the word by which the chord is known as ours.
-        self._claim: tuple[Any, Any] | None = None
+        self._claim: tuple[object, object] | None = None
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
+    def execute_command(self, *args: object, **options: object) -> object:
         """Run one command."""
         run = partial(super().execute_command, *args, **options)
         script = args[1] if args[0] == "EVALSHA" else None
@@ -163,11 +168,11 @@ class SteadyClient(redis.Redis):
             raise self.postponed
         return reply
 
-    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Any:
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.client.Pipeline:
         """Return a pipeline that does as this client does."""
         return _SteadyPipeline(self, self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
-    def attempt(self, run: Any) -> Any:
+    def attempt(self, run: Callable[[], T]) -> T:
         """Call `run`, unless something was postponed before."""
         if self.postponed is not None:
             raise self.postponed
@@ -193,5 +198,5 @@ class _SteadyPipeline(redis.client.Pipeline):
         super().__init__(*args)
         self._owner = owner
 
-    def execute(self, raise_on_error: bool = True) -> Any:
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
         return self._owner.attempt(partial(super().execute, raise_on_error))

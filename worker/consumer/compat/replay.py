@@ -7,11 +7,11 @@ task. Here the outcome exists already, so the tracer gets a task whose body repl
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import redis
 from celery import Task
 from celery.app.trace import build_tracer
+from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
@@ -37,7 +37,7 @@ _SHUTDOWN = (WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
 class OutcomeReplay:
     """Lets Celery store and announce outcomes, and acknowledge their messages. Settle thread."""
 
-    def __init__(self, context: WorkerContext, bridge: CeleryBridge, backend_of: Callable[[Task], Any]) -> None:
+    def __init__(self, context: WorkerContext, bridge: CeleryBridge, backend_of: Callable[[Task], Backend]) -> None:
         """`backend_of` tells where a task's results are stored."""
         self._context = context
         self._bridge = bridge
@@ -75,9 +75,9 @@ class OutcomeReplay:
         """Whether a job's message is still ours, or else nobody has answered: the server may have lost the message."""
         leases, retry, reply = self._context.leases, self._context.retry, outcome.job.reply
         if leases.holds(reply.claim):
-            held = retry.until_stopped(lambda: leases.still_held(reply.claim))
-            if held is not False:
-                return bool(held)  # None: the worker stops, and the job runs again
+            held = retry.until_stopped(lambda: leases.still_held([reply.claim]))
+            if held != [False]:
+                return held is not None  # else the worker stops, and the job runs again
         request = full_request(reply)
         if request.chord:
             return True  # a chord counts each part once
@@ -133,7 +133,7 @@ class OutcomeReplay:
             logger.exception("Celery could not announce the outcome of %s.", request)
             self._bridge.give_up(request, exc)
 
-    def _trace(self, request: Request, outcome: Outcome, backend: Any) -> _Answer:
+    def _trace(self, request: Request, outcome: Outcome, backend: Backend) -> _Answer:
         """Call Celery's tracer, which stores in `backend`."""
         task, app = self._tasks[outcome.job.task], self._context.consumer.app
         if task.__trace__ is None:
@@ -146,7 +146,7 @@ class OutcomeReplay:
             result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
             del task.outcomes.current, task.outcomes.backend
-        rejected: Any = info.retval if info else None
+        rejected = info.retval if info else None
         if isinstance(rejected, Reject) and passes(reason := rejected.reason):  # a retry that could not be sent
             raise Reject(reason, requeue=True) if rejected is outcome.error else Postponed(repr(reason))
         if isinstance(outcome.error, WorkerLostError):

@@ -1,11 +1,11 @@
 """Stores the results of fast calls and acknowledges them: in one step where that is what Celery would store."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import redis
 from celery import Celery, Task, states
 from celery.app.task import Context
+from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
 from ....batchers import Outcome
@@ -35,9 +35,9 @@ class ResultStore:
         #: The backend of the thread that starts the worker, where apps change it, if they do.
         self._first_backend = app.backend
         #: By task: its own backend, or None if it has the app's.
-        self._own: dict[str, Any] = {}
+        self._own: dict[str, Backend | None] = {}
         #: By a backend's id, which nobody else gets while it stands here: the backend, and its way in one step.
-        self._ways: dict[int, tuple[Any, OneStep | None]] = {}
+        self._ways: dict[int, tuple[Backend, OneStep | None]] = {}
         self._way_of(self._first_backend)
 
     def settle(self, successes: Sequence[Outcome]) -> list[Settled]:
@@ -80,7 +80,7 @@ class ResultStore:
             return
         outcome.error = too_large(len(encoded))
 
-    def backend_of(self, task: Task) -> Any:
+    def backend_of(self, task: Task) -> Backend:
         """Return the backend that stores a task's results: its own, or its app's of this thread.
 
         An app that changes a method of its backend changes that of one thread, so all threads use the changed one.
@@ -90,7 +90,7 @@ class ResultStore:
             return own
         return self._first_backend if private.is_changed(self._first_backend) else self._app.backend
 
-    def _own_backend(self, task: Task) -> Any:
+    def _own_backend(self, task: Task) -> Backend | None:
         try:
             return self._own[task.name]
         except KeyError:
@@ -102,7 +102,7 @@ class ResultStore:
         backend = self._own_backend(task)
         return self._way_of(self._first_backend if backend is None else backend)
 
-    def _way_of(self, backend: Any) -> OneStep | None:
+    def _way_of(self, backend: Backend) -> OneStep | None:
         if self._extended or not private.stores_as_known(backend):  # asked each time: apps are changed at run time, too
             return None
         if id(backend) not in self._ways:
@@ -117,7 +117,7 @@ class ResultStore:
         """
         takes = [each for each in outcomes if each.error is None and not each.job.reply.in_chord]
         wanted = [each for each in takes if not each.job.reply.ignore_result]
-        held = self._leases.all_still_held([each.job.reply.claim for each in wanted])
+        held = self._leases.still_held([each.job.reply.claim for each in wanted])
         stored = {each.job.reply.claim.tag for each in takes if each.job.reply.ignore_result}
         for outcome, is_ours in zip(wanted, held, strict=True):
             if self._put(outcome, is_ours):
