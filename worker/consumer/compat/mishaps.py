@@ -8,6 +8,7 @@ from celery.exceptions import ChordError, Reject, WorkerLostError
 from celery.worker.request import Request
 
 from ...broker import Claim
+from ..wire.kombu_message import addressee
 from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
@@ -31,6 +32,17 @@ class Mishaps:
     def give_back(self, tag: str) -> None:
         """Give a message back, if it is still ours."""
         raise NotImplementedError
+
+    def refuse(self, tag: str, error: Exception) -> None:
+        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
+        claim = self._leases.find(tag)
+        if claim is None:
+            return
+        _, task_id = addressee(claim.message)
+        if task_id is None:
+            self.acknowledge(tag)
+        else:
+            self.fail(task_id, claim, error)
 
     def give_up(self, request: FastRequest | Request, error: BaseException) -> None:
         """Answer a job for which Celery's own code raised, or give it back if a server was away. Any thread."""
@@ -58,9 +70,9 @@ class Mishaps:
         except Exception as exc:
             if may_pass(exc, backend):
                 logger.exception(
-                    "The failure of %s could not be stored. It runs again when its lease is over.", task_id
+                    "The failure of %s could not be stored. It runs again after the length of a lease.", task_id
                 )
-                self._leases.forget([claim] if claim else [])
+                self._leases.let_go([claim] if claim else [])
                 return
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
             if request is not None:

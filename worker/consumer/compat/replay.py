@@ -57,7 +57,7 @@ class OutcomeReplay:
             answer = self._answer(outcome) if self._is_wanted(outcome) else None
         except Postponed as exc:
             logger.error(
-                "Celery could not be told the outcome of %s. It runs again when its lease is over: %s", reply, exc
+                "Celery could not be told the outcome of %s. It runs again after the length of a lease: %s", reply, exc
             )
             answer = None
         except BaseException as exc:  # SystemExit, too: a receiver of a signal may raise anything
@@ -65,7 +65,7 @@ class OutcomeReplay:
             self._bridge.give_up(reply, exc)
             return
         if answer is None:
-            self._context.leases.forget([claim])
+            self._context.leases.let_go([claim])
         else:
             self._context.hub.call(self._finish, full_request(reply), answer, soon=True)
         if answer is None or isinstance(reply, FastRequest):
