@@ -86,7 +86,7 @@ GIVE_BACK_TOGETHER_S = 1.0
 # -- Consumer ----------------------------------------------------------------------------------------------------------
 
 #: Tries to tell Celery an outcome while the broker takes writes but another server does not: about 8 s. After them the
-#: message runs again when its lease is over, because all other outcomes wait meanwhile.
+#: job runs again after the length of a lease, because all other outcomes wait meanwhile.
 REPLAY_TRIES = 8
 
 #: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.

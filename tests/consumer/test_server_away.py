@@ -70,7 +70,7 @@ def test_what_ran_while_the_server_was_away_is_answered(tmp_path: Path) -> None:
         results.append(gated.apply_async((gate.path, 11), link=note.s()))
         whole = chord([echo.s(0), gated.s(gate.path, 1)])(echo.s())
         gate.wait_for_model()
-        wait_until(lambda: [*unsettled(client).values()] == [13], "all have begun, or wait", WAIT)
+        wait_until(lambda: [*unsettled(client).values()] == [14], "all are claimed", WAIT)
         away(server, gate, worker, "Trying again")
         assert answers(client, [result.id for result in results], worker) == [*range(12)]
         assert answers(client, [whole.id], worker) == [[0, 1]]

@@ -82,8 +82,8 @@ class Mishaps:
 
     def _tell_others(self, backend: Backend, request: FastRequest | Request, error: BaseException) -> None:
         """Tell whoever else waits for a job whose own failure cannot be stored: errbacks, a chain, a chord."""
-        chord = full_request(request).chord
         try:
+            chord = full_request(request).chord
             try:
                 _mark_as_failure(backend, request, error, store_result=False)
             except Exception as exc:

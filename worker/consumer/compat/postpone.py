@@ -6,10 +6,11 @@ Nothing of Celery's catches that, so all stays as if the worker had died at this
 """
 
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, TypeVar, cast
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import redis
 from celery import states
@@ -71,16 +72,17 @@ def answered(backend: Backend, task_id: str) -> bool:
     """Whether a backend has the last word on a task: a success, a failure or a revocation."""
     try:
         return bool(backend.get_task_meta(task_id, cache=False)["status"] in states.READY_STATES)
-    except NotImplementedError:  # a backend that cannot be asked
+    except (NotImplementedError, TypeError):  # none, and rpc:// cannot be asked
         return False
 
 
 class _Steady:
     """What stands before a backend's own class."""
 
-    #: What Celery is being told.
-    outcome: Outcome
-    steady_client: "SteadyClient | None"
+    #: What Celery is being told, and the client that the backend gets meanwhile.
+    telling: SimpleNamespace
+    #: Celery's own tries in the same place would hold up all other outcomes.
+    always_retry = property(lambda _self: False)
 
     def store_result(self, *args: object, **kwargs: object) -> object:
         with self._postponing():
@@ -92,7 +94,7 @@ class _Steady:
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: object, **kwargs: object) -> object:
         # An error of the model's own is the job's failure, whatever its type.
-        if type(exc) is not type(self.outcome.error):
+        if type(exc) is not type(self.telling.outcome.error):
             self._postpone_after(exc)
         return super().mark_as_failure(task_id, exc, *args, **kwargs)  # type: ignore[misc]
 
@@ -113,28 +115,28 @@ class _Steady:
     def _postpone_after(self, error: BaseException | None) -> None:
         if passes(error, self):
             postponed = Postponed(repr(error))
-            if self.steady_client is not None:
-                self.steady_client.postponed = postponed
+            if self.telling.client is not None:
+                self.telling.client.postponed = postponed
             raise postponed from error
 
 
 class _SteadyOnRedis(_Steady):
-    @property
-    def client(self) -> "SteadyClient | None":
-        return self.steady_client
+    client = property(lambda self: self.telling.client)
 
 
 def steady(backend: Backend, outcome: Outcome, client: "SteadyClient | None") -> Backend:
-    """Return a backend that does what `backend` does, but raises `Postponed` while its server is away."""
-    twin: Backend = object.__new__(_steady_class(cast(Hashable, type(backend)), client is not None))
-    # Celery's own tries in the same place would hold up all other outcomes.
-    vars(twin).update(vars(backend), outcome=outcome, steady_client=client, always_retry=False)
+    """Return what does as `backend` does, and shares all with it, but raises `Postponed` while its server is away.
+
+    It is for one thread at a time, and for one outcome.
+    """
+    twin = vars(backend).get("batchery_steady")
+    if twin is None:
+        bases = (_Steady if client is None else _SteadyOnRedis, type(backend))
+        twin = object.__new__(type("Steady", bases, {"telling": SimpleNamespace()}))
+        twin.__dict__ = vars(backend)
+        backend.batchery_steady = twin
+    twin.telling.outcome, twin.telling.client = outcome, client
     return twin
-
-
-@cache
-def _steady_class(backend_class: Hashable, on_redis: bool) -> type:
-    return type("Steady", (_SteadyOnRedis if on_redis else _Steady, cast(type, backend_class)), {})
 
 
 class SteadyClient(redis.Redis):

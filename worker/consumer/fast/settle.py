@@ -141,8 +141,8 @@ class CelerySink:
 
     def _settled(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         """Announce the outcomes whose second is true, and forget the requests of all."""
-        self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
         worker_state.forget([outcome.job.reply for outcome, _ in pairs])
+        self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
 
 
 def _revoked_by_stamp(request: FastRequest | Request) -> bool:
