@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 from celery import states
@@ -150,8 +150,9 @@ class SteadyClient(redis.Redis):
         super().__init__(connection_pool=client.connection_pool)
         self.postponed: Postponed | None = None
         self._tries = retry
+        self._release = client.register_script(_RELEASE)
         #: The key of the last chord's state, and the word by which the chord is known as ours.
-        self._claim: tuple[object, object] | None = None
+        self._claim: tuple[str, str] | None = None
 
     def execute_command(self, *args: object, **options: object) -> object:
         """Run one command."""
@@ -163,7 +164,7 @@ class SteadyClient(redis.Redis):
         if script != private.PART_SCRIPT:
             return self.attempt(run)
         keys, values = args[3:9], args[9:]
-        self._claim = (keys[5], values[7])
+        self._claim = cast(tuple[str, str], (keys[5], values[7]))
         count, added, size, claimed = reply = self.attempt(run)
         if size and not claimed and count == int(size) + int(added or 0):
             self.postponed = SentElsewhere("another worker sends the callback of this chord")
@@ -191,7 +192,7 @@ class SteadyClient(redis.Redis):
         self.postponed = None
         if self._claim is not None:
             key, token = self._claim
-            super().execute_command("EVAL", _RELEASE, 1, key, token)  # type: ignore[no-untyped-call]
+            self._release(keys=[key], args=[token])
             self._claim = None
 
 
