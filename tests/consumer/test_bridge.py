@@ -17,8 +17,9 @@ from batchery.worker.consumer.compat.context import WorkerContext
 from batchery.worker.consumer.compat.dead_letters import why_given_up
 from batchery.worker.consumer.fast.settle import CelerySink
 from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, Reject
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
 from tests.support.envelopes import message
 
@@ -73,7 +74,10 @@ class FakeBackend:
         self.failures: dict[str, Exception] = {}
         self.error: Exception | None = None
 
-    def mark_as_failure(self, task_id: str, error: Exception, request: Any = None) -> None:
+    def exception_safe_to_retry(self, error: Exception) -> bool:
+        return False
+
+    def mark_as_failure(self, task_id: str, error: Exception) -> None:
         if self.error is not None:
             raise self.error
         self.failures[task_id] = error
@@ -237,6 +241,23 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     bench.backend.error = error
     bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
     assert (bench.leases.acknowledged, bench.leases.gone) == (acknowledged, gone)
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("away"), OperationalError("away"), Reject("no", requeue=True)])
+def test_a_request_for_which_a_server_was_away_goes_back_to_its_queue(bench: Bench, error: Exception) -> None:
+    request = bench.request("a")
+    request.task.backend = bench.backend
+    bench.bridge.give_up(request, error)
+    assert (bench.leases.acknowledged, bench.leases.given_back) == ([], ["a"])
+
+
+def test_a_message_that_celery_cannot_take_while_a_server_is_away_goes_back_to_its_queue(bench: Bench) -> None:
+    def handle(_: Any) -> None:
+        raise redis.ConnectionError("the revocation of a call could not be stored")
+
+    bench.bridge._consumer.handle_message = handle
+    bench.bridge.hand_over([bench.claim("a")])
+    assert (bench.leases.acknowledged, bench.leases.given_back, bench.backend.failures) == ([], ["a"], {})
 
 
 def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:
