@@ -31,7 +31,7 @@ rest is imported from `celery.worker` or overridden in a class.
 | name | what for | who uses it |
 |---|---|---|
 | `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
-| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message`, `.on_unknown_task` | overridden | consumer |
+| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message`, `.on_unknown_task` | overridden | refusals |
 | `Consumer.on_close`, `.stop`, `.shutdown` | overridden | consumer |
 | `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
 | `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
