@@ -171,7 +171,13 @@ _BYPASSED = frozenset(
     "_set_with_state set _set ensure get_key_for_task get_key_for_group _get_key_for current_task_children "
     "_get_task_meta_for get on_chord_part_return".split()
 )
-_BACKEND_MODULES = (vars(base_backend), vars(redis_backend))
+_functions = attrgetter(*sorted(_BYPASSED))
+#: Celery's own, unless one was replaced before this is imported: a function tells by its globals where it was written.
+_OWN_FUNCTIONS = tuple(
+    function
+    for function in _functions(RedisBackend)
+    if getattr(function, "__globals__", None) in (vars(base_backend), vars(redis_backend))
+)
 
 
 def is_changed(backend: Any) -> bool:
@@ -185,8 +191,7 @@ def stores_as_known(backend: Any) -> bool:
     return (
         type(backend) is RedisBackend
         and not is_changed(backend)
-        # A function tells by its globals in which file it was written, whoever has wrapped or replaced it.
-        and all(getattr(getattr(RedisBackend, name), "__globals__", None) in _BACKEND_MODULES for name in _BYPASSED)
+        and _functions(RedisBackend) == _OWN_FUNCTIONS
         and (backend.serializer != "json" or encoder is kombu_json.dumps)
     )
 
