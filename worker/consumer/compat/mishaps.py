@@ -90,7 +90,7 @@ class Mishaps:
                 if not chord:
                     raise
                 callback = self._consumer.app.signature(chord)
-                if not answered(backend, callback.id):
+                if callback.id and not answered(backend, callback.id):
                     backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
         except Exception:
             logger.exception("Those who wait for %s could not be told of its failure.", request)
