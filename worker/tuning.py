@@ -109,7 +109,11 @@ GIVE_BACK_TOGETHER_S = 1.0
 REPLAY_TRIES = 8
 
 #: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.
-RESULT_MAX_RETRIES, RESULT_LONGEST_PAUSE_MS = 40, 1_000
+RESULT_RETRIES = {
+    "result_backend_always_retry": True,
+    "result_backend_max_retries": 40,
+    "result_backend_max_sleep_between_retries_ms": 1_000,
+}
 
 #: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
 #: results have to wait.

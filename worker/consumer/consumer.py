@@ -225,11 +225,11 @@ def _prepare(app: Celery, pool: object) -> None:
 
 def _let_backends_try_again(app: Celery) -> None:
     """Let the backends of plain tasks' threads try again while their server is away, unless the app says otherwise."""
-    own = app.backend  # made before, so that the event loop's own backend never waits
-    if not (own.thread_safe or app.conf.value_set_for("result_backend_always_retry")):
-        app.conf.result_backend_always_retry = True
-        app.conf.result_backend_max_retries = tuning.RESULT_MAX_RETRIES
-        app.conf.result_backend_max_sleep_between_retries_ms = tuning.RESULT_LONGEST_PAUSE_MS
+    if app.backend.thread_safe:  # made now, so that the event loop's own backend never waits
+        return
+    for name, value in tuning.RESULT_RETRIES.items():
+        if not app.conf.value_set_for(name):
+            app.conf[name] = value
 
 
 def _refuse_other_brokers(app: Celery) -> None:
