@@ -38,7 +38,11 @@ class Engine:
             "device": pipeline.run_batches,
             "settle": pipeline.settle_outcomes,
         }
-        loops |= {f"preprocess-{number}": pipeline.prepare_jobs for number in range(state.options.preprocess_threads)}
+        loops |= {
+            f"preprocess-{name}-{number}": functools.partial(pipeline.prepare_jobs, name)
+            for name, task in state.tasks.items()
+            for number in range(task.options.preprocess_threads)
+        }
         self._threads = {
             name: threading.Thread(target=self._guard, args=(name, loop), name=f"batchery-{name}", daemon=True)
             for name, loop in loops.items()
@@ -103,7 +107,8 @@ class Engine:
             with state.lock:
                 state.scheduler.draining = True
                 self._stuck = self._stuck or name != "claim"
-                for condition in (state.claimable, state.unprepared, state.drained):
+                state.wake_preprocess_threads()
+                for condition in (state.claimable, state.drained):
                     condition.notify_all()
             self._sink.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 

@@ -29,7 +29,7 @@ class Returns:
                 jobs += ready.batch.jobs
             self._gathered = [*(self._gathered or ()), *jobs]
             state.claimable.notify_all()
-            state.unprepared.notify_all()
+            state.wake_preprocess_threads()
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Give back jobs: with the others if they are still gathered, else at once."""
