@@ -55,6 +55,11 @@ class TaskModel(TaskHooks):
         return not all(count is None or inspect.isbuiltin(count) or _is_ours(count) for count in counts)
 
     @property
+    def postprocesses(self) -> bool:
+        """Whether each output is postprocessed by the user's `postprocess`."""
+        return type(self).postprocess is not TaskHooks.postprocess
+
+    @property
     def measures_items(self) -> bool:
         """Whether anything counts an item's tokens or tells its shape class."""
         return self.length is not None or hasattr(self.batcher, "length") or hasattr(self.batcher, "shape_class")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from batchery.batchers import Batch, BatchFailed, Job
-from batchery.configs import WorkerOptions
 
 from tests.support.fakes import (
     DEADLINE_S,

@@ -173,7 +173,7 @@ def test_as_many_threads_as_its_option_says_are_in_a_tasks_preprocess_and_one_by
     threads: int, start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     meeting = Meeting(threads)
-    options = {"preprocess_threads": threads} if threads > 1 else {}
+    options: dict[str, Any] = {"preprocess_threads": threads} if threads > 1 else {}
     start(FakeModel(preprocess=meeting, max_batch_size=2, **options))
     ports.put(*jobs.many(*range(30)))
     ports.wait_for_outcomes(30)

@@ -51,6 +51,7 @@ class Leases:
         self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
         self._to_give_back: deque[Claim] = deque()
+        self._rejected: deque[Claim] = deque()
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
@@ -132,6 +133,11 @@ class Leases:
         self._to_give_back.append(claim)
         self.has_buffered.set()
 
+    def reject_soon(self, claim: Claim) -> None:
+        """Buffer a claim, which the next `flush` gives back to the end of its queue, as redelivered. Never blocks."""
+        self._rejected.append(claim)
+        self.has_buffered.set()
+
     def flush(self) -> None:
         """Send what is buffered.
 
@@ -142,12 +148,14 @@ class Leases:
         self.settle([], ResultRetention(db=self._scripts.db))
         with _taken(self._to_give_back) as claims:
             self.give_back(claims)
+        with _taken(self._rejected) as claims:
+            self.give_back(claims, rejected=True)
 
-    def give_back(self, claims: Iterable[Claim]) -> None:
-        """Put messages back to the front of their queues, in claim order."""
+    def give_back(self, claims: Iterable[Claim], *, rejected: bool = False) -> None:
+        """Put messages back to the front of their queues, in claim order; to the end, as redelivered, if `rejected`."""
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
-            self._scripts.give_back(group[0].queue, [claim.tag for claim in group])
+            self._scripts.give_back(group[0].queue, [claim.tag for claim in group], rejected=rejected)
         self.forget(claims)
 
     def refresh(self, queues: Sequence[Queue]) -> None:

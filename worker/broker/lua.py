@@ -91,11 +91,16 @@ class Scripts:
             args += (int(retention.chord_in_order), retention.chord_expires_s, retention.group_expires_s, *parts)
         return [_SETTLED[answer] for answer in self._run("settle", keys, args)]
 
-    def give_back(self, queue: Queue, tags: Sequence[str] = (), *, orphans: int | None = None) -> int:
-        """Give back the messages of `tags`, or messages whose lease has run out, `orphans` at most; return how many."""
+    def give_back(
+        self, queue: Queue, tags: Sequence[str] = (), *, orphans: int | None = None, rejected: bool = False
+    ) -> int:
+        """Give back the messages of `tags`, or messages whose lease has run out, `orphans` at most; return how many.
+
+        What is `rejected` goes to the end of the queue, and counts as redelivered.
+        """
         keys = [queue.unacked, queue.index, *queue.lists]
         priorities = ",".join(map(str, queue.priorities))
-        most = "" if orphans is None else orphans
+        most = orphans if orphans is not None else "rejected" if rejected else ""
         args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
         return int(self._run("give_back", keys, args))
 

@@ -34,6 +34,8 @@ class Settler:
         self._sink = sink
         self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
+        #: Names of the tasks whose hook may ask which job it works on.
+        self._hooked = {name for name, model in state.models.items() if model.postprocesses}
         #: Seconds that the last settle took.
         self._last_s = float("inf")
 
@@ -95,8 +97,14 @@ class Settler:
         jobs = [outcome.job for outcome in outcomes]
         with state.user_code(jobs):
             for outcome in outcomes:
-                if outcome.error is None:
-                    postprocess(state.models[outcome.job.task], outcome)
+                if outcome.error is not None:
+                    continue
+                model = state.models[outcome.job.task]
+                if model.name in self._hooked:
+                    with self._sink.current(outcome.job):
+                        postprocess(model, outcome)
+                else:
+                    postprocess(model, outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began

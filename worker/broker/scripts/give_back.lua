@@ -1,8 +1,9 @@
--- Gives messages back to the front of their queue, in claim order.
+-- Gives messages back to the front of their queue, in claim order, or to its end if their task has rejected them.
 --
 -- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, one for each priority
 -- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
---       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
+--       3 '' to give back the tags that follow, 'rejected' to give them back to the end and mark them as redelivered;
+--       else how many orphans, whose lease has run out, at most
 --       4 bytes of orphans at most, except that the first may be larger
 --       5 beginning of the keys of running notes, to which the worker's part of a tag is added   then the tags
 -- Reply how many were given back; a tag that is no longer held is ignored
@@ -39,7 +40,8 @@ local function redelivered(message, died)
   return before .. info .. (string.find(info, '^{%s*$') and '' or ', ') .. '"redelivered": ' .. flag .. behind
 end
 
-local tags, orphans = {}, ARGV[3] ~= ''
+local tags, rejected = {}, ARGV[3] == 'rejected'
+local orphans = ARGV[3] ~= '' and not rejected
 if orphans then
   local clock = redis.call('TIME')
   local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -50,7 +52,11 @@ else
 end
 
 redis.call('ZREM', KEYS[2], '')
-table.sort(tags, function(one, other) return one > other end)
+-- What is pushed last is the first to be claimed at the front, and the last at the end.
+table.sort(tags, function(one, other)
+  if rejected then return one < other end
+  return one > other
+end)
 local count, left = 0, orphans and tonumber(ARGV[4]) or math.huge
 for _, tag in ipairs(tags) do
   local envelope = redis.call('HGET', KEYS[1], tag)
@@ -59,7 +65,9 @@ for _, tag in ipairs(tags) do
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
-    redis.call('RPUSH', list, orphans and redelivered(message, was_running(tag)) or message)
+    if orphans then message = redelivered(message, was_running(tag)) end
+    if rejected then message = redelivered(message, false) end
+    redis.call(rejected and 'LPUSH' or 'RPUSH', list, message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
   end

@@ -33,7 +33,7 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self._reject)
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
@@ -164,6 +164,12 @@ class CeleryBridge:
         self._tags.discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.give_back_soon(claim)
+
+    def _reject(self, tag: str) -> None:
+        """Give back a message that its task has rejected, if it is still ours."""
+        self._tags.discard(tag)
+        if (claim := self._leases.find(tag)) is not None:
+            self._leases.reject_soon(claim)
 
     def _take_back(self, request: Request) -> Claim | None:
         """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""

@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from ....batchers import BatchFailed, Outcome, WorkerDied
 from ....producer import private
 from ..wire.request import FastRequest, full_request
-from . import worker_state
+from . import control_flow, worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
 
@@ -43,6 +43,7 @@ class OutcomeReplay:
             return
         try:
             request = full_request(reply)
+            outcome.error = control_flow.refusal(request.task, request, outcome.error)
             answer = self._trace(request, outcome)
             context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
@@ -87,6 +88,8 @@ def _replaying(task: Task) -> Task:
 
     def run(*_: object, **__: object) -> object:
         outcome: Outcome = outcomes.current
+        if control_flow.asks_for_retry(outcome.error):
+            control_flow.retry(replay, outcome.error)
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
@@ -94,9 +97,11 @@ def _replaying(task: Task) -> Task:
     retried = private.retried(task, run)
 
     def call(_self: Task, *args: object, **kwargs: object) -> object:
-        # A retry would be a new message, whose deaths nobody has counted.
-        lost = isinstance(outcomes.current.error, WorkerLostError)
-        return (run if lost else retried)(*args, **kwargs)
+        # After a worker's death a retry would be a new message, whose deaths nobody has counted. A retry that the task
+        # asks for is not retried by `autoretry_for` as well, which might count with another `max_retries`.
+        error = outcomes.current.error
+        as_it_is = isinstance(error, WorkerLostError) or control_flow.asks_for_retry(error)
+        return (run if as_it_is else retried)(*args, **kwargs)
 
     replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
     vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)
