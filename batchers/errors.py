@@ -1,5 +1,6 @@
 """Errors of Batchery. The class tells whose fault it is: the caller's (`JobRejected`) or ours (`BatchFailed`)."""
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,3 +44,9 @@ class RetryRequested(BatcheryError):
         if isinstance(exc, Exception):
             return exc.with_traceback(self._traceback)  # without the frames of other jobs that failed with it
         return BatchFailed("The task asked for another try of this call, but only a Celery worker retries calls.")
+
+
+def without_text(error: BaseException) -> str:
+    """Return an error for a log: its class, and where it was raised, but not its text, which may quote a caller."""
+    kind = type(error)
+    return f"{kind.__module__}.{kind.__qualname__}, raised at\n{''.join(traceback.format_tb(error.__traceback__))}"

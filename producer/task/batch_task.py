@@ -82,9 +82,9 @@ class BatchTask(TaskModel):
     ) -> Any:
         """Ask for another try of one call, as in Celery; the parameters are those of Celery's `Task.retry`.
 
-        In `preprocess` and `postprocess` that is the call which the hook works on. In `predict` every job is retried for
-        which it stands alone: put `self.retry(throw=False)` in a job's output slot, or raise, and the batch runs again in
-        halves as after any error.
+        In `preprocess` and `postprocess` that is the call which the hook works on. In `predict` put
+        `self.retry(throw=False)` in a job's output slot. If `predict` raises, the batch runs again in halves, as after any
+        error, and each job that still raises alone is retried.
         """
         if self.request.called_directly:
             options |= zip(("eta", "countdown", "max_retries"), more, strict=False)

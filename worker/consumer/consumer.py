@@ -26,9 +26,11 @@ from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
+from .compat import broadcast
 from .compat.bridge import CeleryBridge
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.worker_state import is_cold_shutdown
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -83,7 +85,7 @@ class BatchConsumer(Consumer):
             self._bridge.take(request)
         elif name in self.settings.unserved:
             self._bridge.leave_to_others(request)
-        else:
+        elif not self._bridge.leaves:
             self._to_pool(request)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
@@ -113,7 +115,8 @@ class BatchConsumer(Consumer):
             self._start_engine()
         else:
             self._hub_calls.tick()
-        return self.handle_message
+        queue = broadcast.queue_name(self.hostname)
+        return broadcast.receiving(queue, self.settings.tasks, self.settings.unserved, self.handle_message)
 
     def on_close(self) -> None:
         """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
@@ -121,9 +124,12 @@ class BatchConsumer(Consumer):
             self._bridge.connection_lost()
         super().on_close()
 
+    def cancel_active_requests(self) -> None:
+        """Cancel nothing in a cold shutdown, because a thread cannot be ended; what runs goes back to its queue."""
+
     def stop(self) -> None:
-        """Drain the engine, then stop as Celery does."""
-        timeout = self.settings.worker.drain_timeout_s
+        """Drain the engine, then stop as Celery does. A cold shutdown does not wait for the running batch."""
+        timeout = 0.0 if is_cold_shutdown() else self.settings.worker.drain_timeout_s
         if self.engine is not None and not self.engine.drain(timeout):
             logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
         super().stop()
@@ -185,11 +191,12 @@ class BatchConsumer(Consumer):
         """Return the queues to claim from: while Celery reconnects, those of before."""
         consumer = self.task_consumer
         if consumer is not None and consumer.channel is not None:
-            channel = consumer.channel
+            channel, queues = consumer.channel, tuple(consumer.queues)
+            names = [queue.name for queue in queues if queue.exchange.type != "fanout"]
+            if len(names) < len(queues):
+                names.append(broadcast.queue_name(self.hostname))
             self._claimed_queues = [
-                Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-                for queue in tuple(consumer.queues)
-                if queue.exchange.type != "fanout"
+                Queue(name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep) for name in names
             ]
         return self._claimed_queues
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...batchers import BatchFailed, Job, JobState
+from ...batchers import BatchFailed, Job, JobState, without_text
 from ...configs import TaskOptions
 from .. import tuning
 from .loop import Pipeline
@@ -102,7 +102,7 @@ class Engine:
         try:
             loop()
         except BaseException as exc:  # SystemExit, too, would end the thread without a word
-            logger.critical("The engine cannot go on, because its %s thread raised %r.", name, exc, exc_info=True)
+            logger.critical("The engine cannot go on, because its %s thread failed: %s", name, without_text(exc))
             state = self.state
             with state.lock:
                 state.scheduler.draining = True

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ...batchers import Batch, BatchFailed, Job, Outcome
+from ...batchers import Batch, BatchFailed, Job, Outcome, without_text
 from .. import tuning
 from .dispatcher import Dispatcher
 from .model import Model
@@ -116,7 +116,7 @@ class Settler:
         try:
             self._sink.settle(outcomes)
         except Exception as exc:
-            logger.exception("%d outcomes could not be stored.", len(outcomes))
+            logger.error("%d outcomes could not be stored: %s", len(outcomes), without_text(exc))
             if len(outcomes) > 1:
                 middle = len(outcomes) // 2
                 self._store(outcomes[:middle])

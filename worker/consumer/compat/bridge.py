@@ -9,7 +9,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from ....batchers import Job, JobState
+from ....batchers import Job, JobState, without_text
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
@@ -49,6 +49,14 @@ class CeleryBridge:
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether the worker stops, so that what has not begun is not to begin any more.
+
+        Its leases are kept until the worker gives back everything that is left.
+        """
+        return self._intake.scheduler.draining or worker_state.is_cold_shutdown()
+
     def forget_lost(self) -> None:
         """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
         self._tags -= {tag for tag in tuple(self._tags) if self._leases.find(tag) is None}
@@ -60,12 +68,17 @@ class CeleryBridge:
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            if not self._leases.holds(claim):
+            if self.leaves or not self._leases.holds(claim):
                 continue
             try:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
-                logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
+                if self.leaves:  # since the message was handed over: a signal has stopped Celery's pool
+                    continue
+                task, task_id = addressee(claim.message)
+                told = without_text(exc)
+                logger.error("A message is none of Celery's and is dropped: id %r, task %r, %s", task_id, task, told)
+                logger.debug("The dropped message begins with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
     def build_request(self, claim: Claim) -> Request:
@@ -81,7 +94,7 @@ class CeleryBridge:
         try:
             job = _to_job(claim, request)
         except Exception as exc:
-            logger.error("%r cannot be served: %s", request, exc)
+            logger.error("%s[%s] cannot be served: %s", request.name, request.id, without_text(exc))
             worker_state.forget([request])
             self.refuse(claim.tag, exc)
             return
@@ -110,7 +123,7 @@ class CeleryBridge:
         try:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
-            logger.exception("Celery could not revoke %s.", job.reply)
+            logger.error("Celery could not revoke %s[%s]: %s", job.task, job.id, without_text(exc))
             self.fail(job.id, job.reply.claim, exc)
             revoked = True
         if revoked:
@@ -138,10 +151,12 @@ class CeleryBridge:
         """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
         try:
             self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
+        except (TypeError, ValueError) as exc:
+            told = without_text(exc)
+            logger.error("No result can ever be stored for %r, so its message is dropped: %s", task_id, told)
+        except Exception as exc:
+            told = without_text(exc)
+            logger.error("The failure of %s could not be stored. It runs again after its lease: %s", task_id, told)
             self._leases.forget([claim])
             return
         self.acknowledge(claim.tag)

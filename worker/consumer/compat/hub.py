@@ -8,6 +8,7 @@ from typing import TypeVarTuple
 
 from kombu.asynchronous import Hub
 
+from ....batchers import without_text
 from ... import tuning
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,10 @@ class HubCalls:
         for function, args in calls:
             try:
                 function(*args)
-            except Exception:
-                logger.exception("A call on the hub failed: %r", function)
+            except Exception as exc:
+                logger.error(
+                    "A call on the hub failed: %s: %s", getattr(function, "__qualname__", function), without_text(exc)
+                )
         return bool(calls)
 
     def tick(self) -> None:

@@ -12,7 +12,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import WorkerLostError
 from celery.worker.request import Request
 
-from ....batchers import BatchFailed, Outcome, WorkerDied
+from ....batchers import BatchFailed, Outcome, WorkerDied, without_text
 from ....producer import private
 from ..wire.request import FastRequest, full_request
 from . import control_flow, worker_state
@@ -47,7 +47,7 @@ class OutcomeReplay:
             answer = self._trace(request, outcome)
             context.hub.call(self._finish, request, answer, soon=True)
         except Exception as exc:
-            logger.exception("Celery could not take the outcome of %s.", reply)
+            logger.error("Celery could not take the outcome of %s[%s]: %s", reply.name, reply.id, without_text(exc))
             self._bridge.fail(reply.id, claim, exc)
         if isinstance(reply, FastRequest):
             context.hub.call(worker_state.forget, [reply])
@@ -56,8 +56,9 @@ class OutcomeReplay:
         """Let Celery acknowledge and announce what its tracer has stored. On the hub's thread."""
         try:
             request.on_success(answer)
-        except Exception:  # Celery raises the MemoryError of a task once more
-            logger.exception("Celery could not announce the outcome of %s, which is stored.", request)
+        except Exception as exc:  # Celery raises the MemoryError of a task once more
+            told = without_text(exc)
+            logger.error("Celery could not announce the stored outcome of %s[%s]: %s", request.name, request.id, told)
             self._bridge.acknowledge(request.message.delivery_tag)
 
     def _trace(self, request: Request, outcome: Outcome) -> tuple[int, object, float]:
