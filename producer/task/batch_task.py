@@ -8,7 +8,7 @@ from ...batchers.errors import RetryRequested
 from ...configs import TASK_OPTION_NAMES
 from .. import private
 from ..client import BulkResult, delay_many, publish_options
-from .definition import check_options, error_context, read_definition
+from .definition import check_options, check_options_of_celery, error_context, read_definition
 from .local import run_call, run_calls
 from .model import TaskModel
 from .signature import is_plain_function
@@ -48,6 +48,7 @@ class BatchTask(TaskModel):
                     setattr(cls, name, staticmethod(own[name]))
             cls._signature, cls._run_gets_columns = read_definition(cls)
             setattr(cls, private.ARGUMENT_CHECK, staticmethod(cls._signature.check))
+            check_options_of_celery(cls)
             check_options(cls)
         cls._load_lock = threading.RLock()
 
@@ -83,8 +84,8 @@ class BatchTask(TaskModel):
         """Ask for another try of one call, as in Celery; the parameters are those of Celery's `Task.retry`.
 
         In `preprocess` and `postprocess` that is the call which the hook works on. In `predict` put
-        `self.retry(throw=False)` in a job's output slot. If `predict` raises, the batch runs again in halves, as after any
-        error, and each job that still raises alone is retried.
+        `self.retry(throw=False)` in a job's output slot. If `predict` raises, the batch runs again in halves, as after
+        any error, and each job that still raises alone is retried.
         """
         if self.request.called_directly:
             options |= zip(("eta", "countdown", "max_retries"), more, strict=False)
