@@ -227,7 +227,7 @@ def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_coun
     claims = claim_all(leases, queue)
     lists.put("a", "b")
     for place in (4, 2, 1, 3):
-        leases.reject_soon(claims[place])
+        leases.give_back_soon(claims[place], rejected=True)
     leases.flush()
     assert lists.labels() == ["a", "b", 0, 1, 2, 3]
     assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, 2]

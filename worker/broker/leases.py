@@ -50,8 +50,8 @@ class Leases:
         #: Claims whose answer was lost with the connection.
         self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
-        self._rejected: deque[Claim] = deque()
+        #: By whether their task has rejected them.
+        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
@@ -128,14 +128,9 @@ class Leases:
         self._acknowledgements.append(Settlement(claim))
         self.has_buffered.set()
 
-    def give_back_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.append(claim)
-        self.has_buffered.set()
-
-    def reject_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back to the end of its queue, as redelivered. Never blocks."""
-        self._rejected.append(claim)
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
+        """Buffer a claim, which the next `flush` gives back, as `give_back` does. Never blocks."""
+        self._to_give_back[rejected].append(claim)
         self.has_buffered.set()
 
     def flush(self) -> None:
@@ -146,10 +141,9 @@ class Leases:
         """
         self.has_buffered.clear()
         self.settle([], ResultRetention(db=self._scripts.db))
-        with _taken(self._to_give_back) as claims:
-            self.give_back(claims)
-        with _taken(self._rejected) as claims:
-            self.give_back(claims, rejected=True)
+        for rejected, buffer in self._to_give_back.items():
+            with _taken(buffer) as claims:
+                self.give_back(claims, rejected=rejected)
 
     def give_back(self, claims: Iterable[Claim], *, rejected: bool = False) -> None:
         """Put messages back to the front of their queues, in claim order; to the end, as redelivered, if `rejected`."""

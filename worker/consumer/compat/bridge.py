@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -18,6 +19,7 @@ from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .context import WorkerContext
+from .unserved import Unserved
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +35,13 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._reject)
+        self._channel = LeaseChannel(self.acknowledge, partial(self._give_back, rejected=True))
         #: Tags of the claims that Celery has in hand.
         self._tags: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
-        #: Names of tasks whose messages were left to other workers.
-        self._left: set[str] = set()
+        self._unserved = Unserved(context.leases)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -102,21 +103,8 @@ class CeleryBridge:
         self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
-        """Let any worker have the message of a task that this worker does not serve, once its lease is over.
-
-        It is not given back, because it would return at once.
-        """
-        if (claim := self._take_back(request)) is not None:
-            self._leases.forget([claim])
-        worker_state.forget([request])
-        name = request.task.name
-        if name not in self._left:
-            self._left.add(name)
-            logger.error(
-                "A call of %s was sent to a queue of this worker, which does not serve that task. Send such calls to "
-                "another queue, because each of them waits here for one lease before another worker may take it.",
-                name,
-            )
+        """Let any worker have the message of a task that this worker does not serve, once its lease is over."""
+        self._unserved.leave(request, self._take_back(request))
 
     def withdraw(self, job: Job) -> None:
         """Let Celery announce and store that a job was revoked or has expired."""
@@ -175,16 +163,10 @@ class CeleryBridge:
         if (claim := self._leases.find(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def _give_back(self, tag: str) -> None:
+    def _give_back(self, tag: str, *, rejected: bool = False) -> None:
         self._tags.discard(tag)
         if (claim := self._leases.find(tag)) is not None:
-            self._leases.give_back_soon(claim)
-
-    def _reject(self, tag: str) -> None:
-        """Give back a message that its task has rejected, if it is still ours."""
-        self._tags.discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
-            self._leases.reject_soon(claim)
+            self._leases.give_back_soon(claim, rejected=rejected)
 
     def _take_back(self, request: Request) -> Claim | None:
         """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""

@@ -104,6 +104,8 @@ def _replaying(task: Task) -> Task:
         as_it_is = isinstance(error, WorkerLostError) or control_flow.asks_for_retry(error)
         return (run if as_it_is else retried)(*args, **kwargs)
 
-    replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
+    kind = type("Replay", (type(task),), {})
+    setattr(kind, "__call__", call)  # noqa: B010 - a batch task may not define it
+    replay: Task = object.__new__(kind)
     vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)
     return replay
