@@ -50,8 +50,7 @@ class Leases:
         #: Claims whose answer was lost with the connection.
         self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
-        #: By whether their task has rejected them.
-        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}
+        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}  # by whether they were rejected
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
