@@ -107,8 +107,7 @@ class Engine:
             with state.lock:
                 state.scheduler.draining = True
                 self._stuck = self._stuck or name != "claim"
-                state.wake_preprocess_threads()
-                for condition in (state.claimable, state.drained):
+                for condition in (state.claimable, *state.unprepared.values(), state.drained):
                     condition.notify_all()
             self._sink.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ...batchers import Job, Planner
-from ...configs import WorkerOptions
+from ...configs import TaskOptions, WorkerOptions
 from .job_table import TaskState
 from .model import Model
 from .ports import Capacity
@@ -38,8 +38,7 @@ class EngineState:
         # The one lock of all of them guards the scheduler, and is never held during I/O or user code.
         self.lock = threading.Lock()
         self.claimable = threading.Condition(self.lock)
-        #: By task, because each task has preprocess threads of its own.
-        self._unprepared = {name: threading.Condition(self.lock) for name in models}
+        self.unprepared = {name: threading.Condition(self.lock) for name in models}
         #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
         #: What user code works on, and since when, by thread.
@@ -64,6 +63,12 @@ class EngineState:
     def time_limit_of(self, job: Job) -> float:
         """Return the seconds that user code may work on a batch of a job's task in one step."""
         return self.tasks[job.task].options.batch_time_limit_s
+
+    @property
+    def longest_time_limit_s(self) -> float:
+        """Return the longest of the tasks' `batch_time_limit_s`."""
+        limits = [task.options.batch_time_limit_s for task in self.tasks.values()]
+        return max(limits, default=TaskOptions().batch_time_limit_s)
 
     @property
     def running(self) -> Sequence[Job]:
@@ -123,13 +128,8 @@ class EngineState:
         """Return jobs of a task whose items are to be made, as soon as there are any; None once the engine drains."""
         groups = self.tasks[name].unprepared
         with self.lock:
-            self._unprepared[name].wait_for(lambda: self.scheduler.draining or groups)
+            self.unprepared[name].wait_for(lambda: self.scheduler.draining or groups)
             return None if self.scheduler.draining else groups.popleft()
-
-    def wake_preprocess_threads(self) -> None:
-        """Let every preprocess thread see that the engine drains. The lock is held."""
-        for condition in self._unprepared.values():
-            condition.notify_all()
 
     def left(self, jobs: Sequence[Job], move: str) -> None:
         """Hold jobs no longer, because they were "given back" or "dropped"."""
@@ -162,4 +162,4 @@ class EngineState:
         size = min(-(-len(jobs) // task.options.preprocess_threads), task.options.max_batch_size)
         parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         task.unprepared += parts
-        self._unprepared[jobs[0].task].notify(len(parts))
+        self.unprepared[jobs[0].task].notify(len(parts))

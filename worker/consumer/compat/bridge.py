@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -15,29 +14,26 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, full_request
+from ..wire.kombu_message import addressee, to_kombu, to_request
+from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
+from .in_hand import InHand
 from .unserved import Unserved
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge:
+class CeleryBridge(InHand):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
     """
 
     def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context)
         self._consumer = context.consumer
-        self._leases = context.leases
         self._hub = context.hub
-        self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, partial(self._give_back, rejected=True))
-        #: Tags of the claims that Celery has in hand.
-        self._tags: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
@@ -49,18 +45,6 @@ class CeleryBridge:
         jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
-
-    @property
-    def leaves(self) -> bool:
-        """Whether the worker stops, so that what has not begun is not to begin any more.
-
-        Its leases are kept until the worker gives back everything that is left.
-        """
-        return self._intake.scheduler.draining or worker_state.is_cold_shutdown()
-
-    def forget_lost(self) -> None:
-        """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
-        self._tags -= {tag for tag in tuple(self._tags) if self._leases.find(tag) is None}
 
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
@@ -103,7 +87,7 @@ class CeleryBridge:
         self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
-        """Let any worker have the message of a task that this worker does not serve, once its lease is over."""
+        """Let any worker have the message of a task that this worker does not serve, after the length of a lease."""
         self._unserved.leave(request, self._take_back(request))
 
     def withdraw(self, job: Job) -> None:
@@ -144,35 +128,10 @@ class CeleryBridge:
             logger.error("No result can ever be stored for %r, so its message is dropped: %s", task_id, told)
         except Exception as exc:
             told = without_text(exc)
-            logger.error("The failure of %s could not be stored. It runs again after its lease: %s", task_id, told)
-            self._leases.forget([claim])
+            logger.error("The failure of %s could not be stored. It runs again after a lease: %s", task_id, told)
+            self._leases.let_go([claim])
             return
         self.acknowledge(claim.tag)
-
-    def connection_lost(self) -> None:
-        """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        in_pool = {
-            request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
-        }
-        for tag in self._tags - in_pool:
-            self._give_back(tag)
-
-    def acknowledge(self, tag: str) -> None:
-        """Acknowledge a message, if it is still ours."""
-        self._tags.discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
-            self._leases.acknowledge(claim)
-
-    def _give_back(self, tag: str, *, rejected: bool = False) -> None:
-        self._tags.discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
-            self._leases.give_back_soon(claim, rejected=rejected)
-
-    def _take_back(self, request: Request) -> Claim | None:
-        """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
-        tag: str = request.message.delivery_tag
-        self._tags.discard(tag)
-        return self._leases.find(tag)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

@@ -19,13 +19,14 @@ def queue_name(node: str) -> str:
 
 
 def receiving(
-    queue: str, served: Container[str], unserved: Container[str], handle: Callable[[Message], object]
+    node: str, served: Container[str], unserved: Container[str], handle: Callable[[Message], object]
 ) -> Callable[[Message], object]:
     """Return a handler of the messages that Celery itself fetches, which are those of broadcast queues.
 
-    Calls of batch tasks that are `served` go into `queue`. Those that are `unserved` are dropped, because other workers
-    have received them too. All other messages are left to `handle`.
+    Calls of batch tasks that are `served` go into the queue of this `node` of Celery's. Those that are `unserved` are
+    dropped, because other workers have received them too. All other messages are left to `handle`.
     """
+    queue = queue_name(node)
 
     def receive(message: Message) -> object:
         task = message.headers.get("task") if isinstance(message.headers, dict) else None

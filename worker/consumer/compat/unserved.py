@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class Unserved:
-    """Lets any worker have such a call once its lease is over. It does not go back, because it would return at once."""
+    """Lets any worker have such a call after the length of a lease. If it went back, it would return at once."""
 
     def __init__(self, leases: Leases) -> None:
-        """Forget what `leases` hold of such calls."""
+        """Let go what `leases` hold of such calls."""
         self._leases = leases
         #: Names of tasks whose messages were left.
         self._left: set[str] = set()
@@ -22,7 +22,7 @@ class Unserved:
     def leave(self, request: Request, claim: Claim | None) -> None:
         """Leave a call to others, and log it the first time that this happens to its task. On the hub's thread."""
         if claim is not None:
-            self._leases.forget([claim])
+            self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
         if name not in self._left:
