@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import redis
 from celery import Celery
-from kombu import Exchange
 
-from tests.support.broadcasts import BROADCASTS, EVERYONE
+from tests.support.broadcasts import BROADCASTS, EVERYONE, QUEUES
 from tests.support.callers import unsettled
 from tests.support.models import BATCHES, SEEN
 from tests.support.waiting import wait_until
@@ -19,9 +19,10 @@ OTHERS = {"OPTIONS": json.dumps({"tasks": ["quiet"]})}
 
 
 def test_every_worker_runs_a_broadcast_call(caller: Celery, redis_client: redis.Redis, start: StartWorker) -> None:
-    # The last of them does not serve `echo`, and is not told of a queue of its own for that task.
-    workers = [start(BROADCASTS), start(BROADCASTS, args=["-P", "solo"]), start(BROADCASTS, env=OTHERS)]
-    everyone = {"exchange": Exchange(EVERYONE, type="fanout"), "routing_key": "", "serializer": "json"}
+    workers = [start(BROADCASTS), start(BROADCASTS, args=["-P", "solo"])]
+    workers.append(start(BROADCASTS, args=["-Q", EVERYONE], env=OTHERS))  # it does not serve `echo`
+    caller.conf.task_queues = QUEUES
+    everyone: dict[str, Any] = {"queue": EVERYONE, "declare": [QUEUES[1].exchange]}  # the caller makes it a fanout
     for number in range(3):
         caller.tasks["echo"].apply_async((number,), ignore_result=True, **everyone)
         caller.tasks["quiet"].apply_async((number,), **everyone)

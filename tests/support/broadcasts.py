@@ -10,6 +10,8 @@ from tests.support.apps import app
 #: The name of this module, as `celery -A` takes it, and that of the queue.
 BROADCASTS, EVERYONE = "tests.support.broadcasts", "everyone"
 
-__all__ = ["BROADCASTS", "EVERYONE", "app"]
+QUEUES = (Queue("celery"), Broadcast(EVERYONE))
 
-app.conf.task_queues = (Queue("celery"), Broadcast(EVERYONE))
+__all__ = ["BROADCASTS", "EVERYONE", "QUEUES", "app"]
+
+app.conf.task_queues = QUEUES

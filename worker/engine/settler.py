@@ -100,7 +100,7 @@ class Settler:
                 if outcome.error is not None:
                     continue
                 model = state.models[outcome.job.task]
-                if model.name in self._hooked:
+                if outcome.job.task in self._hooked:
                     with self._sink.current(outcome.job):
                         postprocess(model, outcome)
                 else:
