@@ -1,6 +1,6 @@
 """The app of a worker that gets SIGTERM, as in a rolling deploy, when it has claimed calls but not begun with them.
 
-It leaves as a worker does that is unlucky: after Celery has dropped what had not begun, this worker claims once more.
+It leaves as an unlucky worker does: Celery's handler gets the calls after Celery's pool has stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from batchery.worker.consumer.consumer import BatchConsumer
 from celery import signals
+from celery.utils.functional import noop
 
 from tests.support.apps import app
 from tests.support.waiting import wait_until
@@ -19,7 +20,7 @@ from tests.support.waiting import wait_until
 #: The name of this module, as `celery -A` takes it, and how many calls it claims before it leaves.
 LEAVING, CLAIMED = "tests.support.leaving", 50
 
-__all__ = ["CLAIMED", "LEAVING", "LateClaims", "app"]
+__all__ = ["CLAIMED", "LEAVING", "LateFlush", "app"]
 
 
 def wait_until_claimed() -> None:
@@ -28,16 +29,23 @@ def wait_until_claimed() -> None:
         wait_until(lambda: client.hlen(held) >= CLAIMED or not client.llen("celery"), "calls are claimed")
 
 
-class LateClaims(BatchConsumer):
-    """Claims once more while it is being closed."""
+class LateFlush(BatchConsumer):
+    """Has a lease thread that does not come to give back, before the worker stops, what Celery has dropped."""
 
     def on_close(self) -> None:
+        leases, calls = self._leases, self._hub_calls
+        flush, run = leases.flush, calls.run
+
+        def run_then_flush() -> bool:
+            ran = run()
+            vars(leases)["flush"] = flush
+            return ran
+
+        vars(leases)["flush"], vars(calls)["run"] = noop, run_then_flush
         super().on_close()
-        self._leases.flush()  # what Celery has dropped is back in the queue
-        wait_until_claimed()
 
 
-app.conf.worker_consumer = "tests.support.leaving:LateClaims"
+app.conf.worker_consumer = "tests.support.leaving:LateFlush"
 
 
 @signals.worker_ready.connect
