@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -14,17 +15,19 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
 from .in_hand import InHand
+from .mishaps import Mishaps
+from .postpone import passes
 from .unserved import Unserved
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge(InHand):
+class CeleryBridge(Mishaps):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
@@ -32,8 +35,9 @@ class CeleryBridge(InHand):
 
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
-        self._consumer = context.consumer
-        self._hub = context.hub
+        self._intake = context.intake
+        self._channel = LeaseChannel(self.acknowledge, partial(self.give_back, rejected=True))
+        self.in_hand = InHand(context.leases)
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
@@ -42,13 +46,18 @@ class CeleryBridge(InHand):
     @property
     def capacity(self) -> Capacity | None:
         """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
-        jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
+        jobs = self._max_jobs - len(self.in_hand) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether the worker stops, so that nothing is to begin; it gives back everything that is left at the end."""
+        return self._intake.scheduler.draining or worker_state.is_cold_shutdown()
+
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
-        self._tags.update(claim.tag for claim in claims)
+        self.in_hand.add(claims)
         self._hub.call(self._deliver, claims, soon=True)
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
@@ -58,10 +67,13 @@ class CeleryBridge(InHand):
             try:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
-                if self.leaves:  # since the message was handed over: a signal has stopped Celery's pool
+                told = without_text(exc)
+                # A signal may have stopped Celery's pool. Celery stores that a call is revoked, for example.
+                if self.leaves or passes(exc):
+                    logger.warning("Celery could not take a message, which goes back to its queue: %s", told)
+                    self.give_back(claim.tag)
                     continue
                 task, task_id = addressee(claim.message)
-                told = without_text(exc)
                 logger.error("A message is none of Celery's and is dropped: id %r, task %r, %s", task_id, task, told)
                 logger.debug("The dropped message begins with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -70,9 +82,18 @@ class CeleryBridge(InHand):
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
+    def enter_pool(self, request: Request) -> bool:
+        """Note that a plain task goes to Celery's pool; return False if it may not run here any more."""
+        if self.leaves or request.message.channel is not self._channel:  # a broadcast message, which has no lease
+            return not self.leaves
+        ours = self.in_hand.enter_pool(request.message.delivery_tag)
+        if not ours:
+            worker_state.forget([request])
+        return ours
+
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
-        claim = self._take_back(request)
+        claim = self.in_hand.take_back(request.message.delivery_tag)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
             return
@@ -88,7 +109,7 @@ class CeleryBridge(InHand):
 
     def leave_to_others(self, request: Request) -> None:
         """Let any worker have the message of a task that this worker does not serve, after the length of a lease."""
-        self._unserved.leave(request, self._take_back(request))
+        self._unserved.leave(request, self.in_hand.take_back(request.message.delivery_tag))
 
     def withdraw(self, job: Job) -> None:
         """Let Celery announce and store that a job was revoked or has expired."""
@@ -96,8 +117,8 @@ class CeleryBridge(InHand):
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.error("Celery could not revoke %s[%s]: %s", job.task, job.id, without_text(exc))
-            self.fail(job.id, job.reply.claim, exc)
-            revoked = True
+            self.give_up(job.reply, exc)
+            return
         if revoked:
             worker_state.forget([job.reply])
         else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
@@ -108,30 +129,20 @@ class CeleryBridge(InHand):
             self._leases.give_back_soon(job.reply.claim)
             worker_state.forget([job.reply])
 
-    def refuse(self, tag: str, error: Exception) -> None:
-        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
-            return
-        _, task_id = addressee(claim.message)
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
+    def connection_lost(self) -> None:
+        """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
+        for tag in self.in_hand.waiting:
+            self.give_back(tag)
 
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError) as exc:
-            told = without_text(exc)
-            logger.error("No result can ever be stored for %r, so its message is dropped: %s", task_id, told)
-        except Exception as exc:
-            told = without_text(exc)
-            logger.error("The failure of %s could not be stored. It runs again after a lease: %s", task_id, told)
-            self._leases.let_go([claim])
-            return
-        self.acknowledge(claim.tag)
+    def acknowledge(self, tag: str) -> None:
+        """Acknowledge a message, if it is still ours."""
+        if (claim := self.in_hand.take_back(tag)) is not None:
+            self._leases.acknowledge(claim)
+
+    def give_back(self, tag: str, *, rejected: bool = False) -> None:
+        """Give a message back, if it is still ours."""
+        if (claim := self.in_hand.take_back(tag)) is not None:
+            self._leases.give_back_soon(claim, rejected=rejected)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

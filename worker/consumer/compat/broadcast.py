@@ -4,9 +4,9 @@ Celery keeps a broadcast queue as a Redis channel, from which nothing can be cla
 that this worker alone claims from, where it has a lease, and is not lost with the process.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 
-from kombu import Message
+from kombu import Message, Queue
 from kombu.utils.json import dumps
 
 from ... import tuning
@@ -16,6 +16,12 @@ from ...broker.keys import BROADCAST
 def queue_name(node: str) -> str:
     """Return the name of the queue for the broadcast calls that this node of Celery's receives."""
     return f"{BROADCAST}{node}"
+
+
+def claimed_names(queues: Sequence[Queue], node: str) -> list[str]:
+    """Return the names of the queues that a worker claims from, of all that it consumes."""
+    names = [queue.name for queue in queues if queue.exchange.type != "fanout"]
+    return names if len(names) == len(queues) else [*names, queue_name(node)]
 
 
 def receiving(

@@ -7,6 +7,7 @@ would wait for ever.
 from datetime import datetime
 
 from celery import Task, states
+from celery.backends.base import Backend
 from celery.exceptions import Ignore, Retry
 from celery.worker.request import Request
 
@@ -37,8 +38,8 @@ def retry(task: Task, error: RetryRequested | Retry) -> None:
         task.retry(exc=error.exc, **{time: error.when})
 
 
-def refusal(task: Task, request: FastRequest | Request, error: BaseException | None) -> BaseException | None:
+def refusal(backend: Backend, request: FastRequest | Request, error: BaseException | None) -> BaseException | None:
     """Return a job's `error`, or another one if nobody would answer the caller: the task has ignored the call."""
     if not isinstance(error, Ignore) or request.ignore_result:
         return error
-    return JobRejected(_IGNORED) if task.backend.get_state(request.id) == states.PENDING else error
+    return JobRejected(_IGNORED) if backend.get_state(request.id) == states.PENDING else error
