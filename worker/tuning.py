@@ -140,6 +140,10 @@ MAX_BODY_BYTES = 64 * 2**20
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
 
+#: Seconds for which the broadcast calls are kept that a worker has received and not claimed, until a worker with the
+#: same node name starts: as long as Celery keeps results.
+BROADCAST_EXPIRES_S = 86_400
+
 #: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
 EXIT_GRACE_S = 30.0
 
