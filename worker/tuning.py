@@ -31,7 +31,9 @@ MAX_RESULT_BYTES = 512 * 1024 * 1024
 #: Messages that one script puts back, and their bytes: about 100 ms of the server's time at most.
 SWEEP_MAX_JOBS = 200
 SWEEP_MAX_BYTES = 32 * 1024 * 1024
-#: Tags that the server is asked for, or about, at once: less than a ms of its time.
+#: Orphans of one worker that a sweep gives back, at most: the sweeping worker's own lease must not run out meanwhile.
+SWEEP_MOST = 10_000
+#: Tags that the server is asked for at once: less than a ms of its time.
 SCAN_COUNT = 1000
 #: Leases between two looks for messages that are held for nobody: seldom, because all that is held is looked at.
 MEND_LEASES = 10

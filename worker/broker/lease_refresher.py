@@ -65,8 +65,8 @@ class LeaseRefresher:
         while not self._stopped.is_set():
             try:
                 if time.monotonic() >= next_turn:
-                    self._take_turn()
-                    next_turn = time.monotonic() + self._turn_s
+                    more = self._take_turn()
+                    next_turn = time.monotonic() + (0.0 if more else self._turn_s)
                 self._leases.flush()
                 self._outage.succeeded(self)
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
@@ -77,7 +77,8 @@ class LeaseRefresher:
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
                 self._stopped.wait(self._turn_s)
 
-    def _take_turn(self) -> None:
+    def _take_turn(self) -> bool:
+        """Do what is due; return whether there may be more orphans, between which the lease must be refreshed."""
         if time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
             refreshed = self._leases.refresh(self._queues())
             self._refreshed_at = time.monotonic()
@@ -88,9 +89,9 @@ class LeaseRefresher:
             self._leases.flush()  # so that what is acknowledged is not given back
             self._on_hung()
         self._was_hung = hung
-        # All orphans go back now, because callers wait.
         if orphans := self._leases.sweep():
             logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
         if time.monotonic() - self._mended_at >= tuning.MEND_LEASES * self._leases.lease_s:
             self._leases.mend()
             self._mended_at = time.monotonic()
+        return orphans > 0

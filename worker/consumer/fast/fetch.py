@@ -92,12 +92,9 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but what user code works on, because it hangs. Lease thread.
-
-        Plain tasks in Celery's pool stay, too, because they run.
-        """
+        """Let other workers have everything but what runs, here or in Celery's pool, because user code hangs."""
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
-        running |= self._bridge.in_pool
+        running |= self._bridge.in_hand.in_pool
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         end_worker_unless_it_recovers(self._context)
 
@@ -126,7 +123,7 @@ class QueueSource:
 
     def _wait_for_capacity(self) -> None:
         self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)
-        self._bridge.forget_lost()
+        self._bridge.in_hand.forget_lost()
 
     def _sort(self, claims: Sequence[Claim]) -> list[Job]:
         """Return the jobs of fast calls, and hand all other messages over to Celery."""
