@@ -97,7 +97,7 @@ class Master:
     def _ask(self) -> None:
         address = self._sentinels.discover_master(self._service)
         if self._address not in (None, address):
-            self._changed(*address)
+            self._changed("{}:{}".format(*address))
         self._address = address
 
     def _lead_to_first(self, connection: Any, connect: Callable[[], None]) -> None:
@@ -125,11 +125,11 @@ class Master:
         with self._lock:
             if self._doubtful:
                 self._doubtful = False
-                self._changed(connection.host, connection.port)
+                self._changed(_name(connection))
                 connection.changes = self.changes
 
-    def _changed(self, host: str, port: int) -> None:
-        logger.warning("The master is another server now, or one again. This worker goes on there: %s:%s.", host, port)
+    def _changed(self, name: str) -> None:
+        logger.warning("The master is another server now, or one again. This worker goes on there: %s.", name)
         self.changes += 1
         for connection in self._connections:
             connection.wake()
@@ -147,11 +147,15 @@ def _ask_again(reference: "weakref.ref[Master]") -> None:
         pause.wait(tuning.SENTINEL_CHECK_S)
 
 
+def _name(connection: Any) -> str:
+    return getattr(connection, "path", None) or f"{connection.host}:{connection.port}"
+
+
 def _check_is_master(connection: Any) -> None:
     connection.send_command("INFO", "replication", check_health=False)
     with suppress(redis.exceptions.NoPermissionError):
         if b"role:master" not in connection.read_response():
-            raise redis.ConnectionError(f"{connection.host}:{connection.port} is a read only replica")
+            raise redis.ConnectionError(f"{_name(connection)} is a read only replica")
 
 
 def following_class(connection_class: type[Any]) -> type[Any]:
