@@ -47,7 +47,7 @@ class Master:
         #: The address that Sentinel named last.
         self._address: Any = None
         #: The place in `servers` of the master, and whether that has to be checked, because one said that it is not.
-        self._place, self._doubtful = 0, False
+        self.place, self._doubtful = 0, False
         self._lock = threading.Lock()
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         #: How often another server has become the master. A connection from before leads to the wrong server.
@@ -61,7 +61,7 @@ class Master:
     def address(self) -> Mapping[str, Any]:
         """What tells the master of now from other servers, as arguments of a connection; empty where there is one."""
         if self._sentinels is None:
-            return self._servers[self._place]
+            return self._servers[self.place]
         return dict(zip(("host", "port"), self._address or (), strict=False))
 
     def lead(self, connection: Any, connect: Callable[[], None]) -> None:
@@ -90,8 +90,8 @@ class Master:
     def leave(self, connection: Any) -> None:
         """Note that the server to which a connection leads is not the master."""
         with self._lock:
-            if (connection.place, connection.changes) == (self._place, self.changes):
-                self._place = (self._place + 1) % len(self._servers)
+            if (connection.place, connection.changes) == (self.place, self.changes):
+                self.place = (self.place + 1) % len(self._servers)
                 self._doubtful = True
 
     def _ask(self) -> None:
@@ -104,7 +104,7 @@ class Master:
         error: redis.RedisError | None = None
         several = len(self._servers) > 1
         for _ in self._servers:
-            connection.place, connection.changes = self._place, self.changes
+            connection.place, connection.changes = self.place, self.changes
             for name, value in self._servers[connection.place].items():
                 setattr(connection, name, value)
             try:
