@@ -68,6 +68,8 @@ RETRY_FIRST_PAUSE_S = 0.1
 RETRY_LONGEST_PAUSE_S = 2.0
 #: Doublings after which the pause is the longest for sure: more of them are no number that a float can hold.
 RETRY_MOST_DOUBLINGS = 16
+#: Seconds for which something has to fail for Redis to count as away: longer than a new connection takes.
+OUTAGE_S = 1.0
 #: Seconds after which the log says again that Redis cannot be used.
 OUTAGE_LOG_S = 60.0
 
