@@ -24,7 +24,7 @@ from .calls import PRODUCERS, Send, plan
 from .check import Record, Verdict, figures, judge, left_messages, story
 from .faults import KINDS, Target, inflict, schedule
 from .fleet import Fleet, fleet
-from .history import Sent, Tail, by_key, runs, sent
+from .history import Sent, Tail, by_key, runs, sent, waits
 from .servers import Servers, servers
 from .settings import RUNS
 
@@ -105,8 +105,9 @@ def _run(trial: Trial, pair: Servers, workers: Fleet) -> tuple[Record, float]:
         messages, leases = left_messages(client)
     answers.close()
     all_runs = by_key(runs(trial.place))
+    waited = [each for tail in tails for each in waits(tail.path)]
     return (
-        Record(calls, answers.found, answers.changed, all_runs, workers.exits, faults, messages, leases),
+        Record(calls, answers.found, answers.changed, all_runs, workers.exits, faults, messages, leases, waited),
         settled_s,
     )
 
