@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -14,29 +14,28 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
+from .in_hand import InHand
+from .mishaps import Mishaps
+from .postpone import passes
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge:
+class CeleryBridge(Mishaps):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self._consumer = context.consumer
-        self._leases = context.leases
-        self._hub = context.hub
+        super().__init__(context)
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._give_back)
-        #: Tags of the claims that Celery has in hand, and of those of them that its pool has.
-        self._tags: set[str] = set()
-        self._in_pool: set[str] = set()
+        self._channel = LeaseChannel(self.acknowledge, self.give_back)
+        self.in_hand = InHand(context.leases)
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
@@ -46,18 +45,13 @@ class CeleryBridge:
     @property
     def capacity(self) -> Capacity | None:
         """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
-        jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
+        jobs = self._max_jobs - len(self.in_hand) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
-    def forget_lost(self) -> None:
-        """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
-        for tag in [tag for tag in self._tags.copy() if self._leases.find(tag) is None]:
-            self._discard(tag)
-
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
-        self._tags.update(claim.tag for claim in claims)
+        self.in_hand.add(claims)
         self._hub.call(self._deliver, claims, soon=True)
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
@@ -67,6 +61,10 @@ class CeleryBridge:
             try:
                 self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
             except Exception as exc:
+                if passes(exc):  # Celery stores that a call is revoked, for example
+                    logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
+                    self.give_back(claim.tag)
+                    continue
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
@@ -74,24 +72,16 @@ class CeleryBridge:
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
-    @property
-    def in_pool(self) -> Set[str]:
-        """The tags of plain tasks that wait for a thread of Celery's pool, or run there. Any thread."""
-        return self._in_pool.copy()
-
     def enter_pool(self, request: Request) -> bool:
-        """Note that a plain task goes to Celery's pool; return False if its message was lost while it waited."""
-        tag: str = request.message.delivery_tag
-        if self._leases.find(tag) is None:  # it runs elsewhere
-            self._tags.discard(tag)
+        """Note that a plain task goes to Celery's pool; return False if its lease was lost, so that others run it."""
+        ours = self.in_hand.enter_pool(request.message.delivery_tag)
+        if not ours:
             worker_state.forget([request])
-            return False
-        self._in_pool.add(tag)
-        return True
+        return ours
 
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
-        claim = self._take_back(request)
+        claim = self.in_hand.take_back(request.message.delivery_tag)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
             return
@@ -110,7 +100,7 @@ class CeleryBridge:
 
         It is not given back at once, because it would return at once.
         """
-        if (claim := self._take_back(request)) is not None:
+        if (claim := self.in_hand.take_back(request.message.delivery_tag)) is not None:
             self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
@@ -128,8 +118,8 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.fail(job.id, job.reply.claim, exc)
-            revoked = True
+            self.give_up(job.reply, exc)
+            return
         if revoked:
             worker_state.forget([job.reply])
         else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
@@ -140,54 +130,20 @@ class CeleryBridge:
             self._leases.give_back_soon(job.reply.claim)
             worker_state.forget([job.reply])
 
-    def refuse(self, tag: str, error: Exception) -> None:
-        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
-            return
-        _, task_id = addressee(claim.message)
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
-
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again after a lease.", task_id)
-            self._leases.let_go([claim])
-            return
-        self.acknowledge(claim.tag)
-
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        for tag in self._tags - self._in_pool:
-            self._give_back(tag)
+        for tag in self.in_hand.waiting:
+            self.give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
-        self._discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def _give_back(self, tag: str) -> None:
-        self._discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+    def give_back(self, tag: str) -> None:
+        """Give a message back, if it is still ours."""
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.give_back_soon(claim)
-
-    def _take_back(self, request: Request) -> Claim | None:
-        """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
-        tag: str = request.message.delivery_tag
-        self._discard(tag)
-        return self._leases.find(tag)
-
-    def _discard(self, tag: str) -> None:
-        self._tags.discard(tag)
-        self._in_pool.discard(tag)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:
