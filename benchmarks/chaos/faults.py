@@ -173,6 +173,8 @@ SERVER: dict[str, tuple[int, Callable[[Target, Fault], None]]] = {
     "failover": (3, _fail_over),
 }
 KINDS = {**WORKERS, **SERVER}
+#: Faults of the address that Sentinel replaces.
+OF_THE_ADDRESS = {"cut", "stall", "refuse", "swallow", "slow"}
 
 
 def schedule(seed: int, seconds: float, kinds: tuple[str, ...] = (*KINDS,), gap_s: float = MEAN_GAP_S) -> list[Fault]:
