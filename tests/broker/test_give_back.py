@@ -244,6 +244,7 @@ def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_coun
     leases.flush()
     assert lists.labels() == ["a", "b", 0, 1, 2, 3]
     assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, True]
+    assert [lost(raw) for raw in lists.raw()][2:] == [[0, 0, 0]] * 4, "a task's own decision is no lost delivery"
     assert labels(leases.held()) == ["kept"]
 
 

@@ -54,7 +54,7 @@ class FakeLeases:
     def acknowledge(self, claim: Claim) -> None:
         self.acknowledged.append(claim.tag)
 
-    def give_back_soon(self, claim: Claim) -> None:
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
         self.given_back.append(claim.tag)
 
     def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
@@ -105,7 +105,7 @@ class Bench:
                 leases=self.leases,  # type: ignore[arg-type]
                 hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
                 retry=None,  # type: ignore[arg-type]
-                intake=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+                intake=SimpleNamespace(submit=self._submit, scheduler=SimpleNamespace(draining=False)),  # type: ignore[arg-type]
             )
         )
 
@@ -125,8 +125,10 @@ class Bench:
         self.bridge.hand_over([self.claim(tag)])
         values: dict[str, Any] = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None}
         info = delivery_info or {"priority": 3}
-        message = SimpleNamespace(delivery_tag=tag, delivery_info=info)
-        return Request(message=message, delivery_info=info, task=SimpleNamespace(name="t"), **{**values, **changes})
+        message = SimpleNamespace(delivery_tag=tag, delivery_info=info, channel=self.bridge._channel)
+        return Request(
+            name="t", message=message, delivery_info=info, task=SimpleNamespace(name="t"), **{**values, **changes}
+        )
 
 
 class Request:

@@ -91,7 +91,7 @@ end
 
 -- Tells a message's next reader, in the delivery_info of its properties, that it is redelivered, and how often it was
 -- lost: "batchery_lost": [leases that ran out, of these while user code worked on it, of these on nothing else].
-local function redelivered(message, ran, alone)
+local function redelivered(message, is_lost, ran, alone)
   local whole = members(message, string.match(message, '^%s*()'))
   local properties = last(whole or {}, 'properties')
   local inside = properties and members(message, properties.value)
@@ -109,7 +109,7 @@ local function redelivered(message, ran, alone)
   end
   parts[#parts + 1] = '"redelivered": true'
   parts[#parts + 1] = string.format('"batchery_lost": [%d, %d, %d]',
-    lost[1] + 1, lost[2] + (ran and 1 or 0), lost[3] + (alone and 1 or 0))
+    lost[1] + (is_lost and 1 or 0), lost[2] + (ran and 1 or 0), lost[3] + (alone and 1 or 0))
   local text = '{' .. table.concat(parts, ', ') .. '}'
   if info then return string.sub(message, 1, info.value - 1) .. text .. string.sub(message, info.behind) end
   local comma = #inside > 0 and ', ' or ''
@@ -127,7 +127,8 @@ for index = 9, #ARGV do
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
-    if orphans or rejected then message = redelivered(message, orphans and was_running(tag)) end
+    if rejected then message = redelivered(message) end
+    if orphans then message = redelivered(message, true, was_running(tag)) end
     redis.call(rejected and 'LPUSH' or 'RPUSH', list, message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
