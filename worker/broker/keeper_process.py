@@ -34,7 +34,8 @@ class KeeperProcess:
         self._client = client
         self._limit_s = limit_s
         self._about: dict[str, Any] = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
-        self._every_s = lease_s / 3
+        #: Longer than between two refreshes, each of which is a reason for a beat.
+        self._every_s = lease_s / 2
         self._beat: dict[str, Any] = {"keys": None, "refreshed_at": 0.0}
         self._due = threading.Event()
         self._stopped = False
