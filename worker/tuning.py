@@ -2,8 +2,21 @@
 
 # -- Broker ------------------------------------------------------------------------------------------------------------
 
-#: Seconds without an answer after which a connection counts as lost. A full settle of large results takes far less.
-SOCKET_TIMEOUT_S = 20.0
+#: Seconds without an answer after which a connection counts as lost, if the app sets no limit. A full settle of large
+#: results takes far less.
+SOCKET_TIMEOUT_S = 10.0
+#: Seconds without an answer after which a wait on a watcher's connection ends, because its commands take no time.
+WATCHER_TIMEOUT_S = 3.0
+#: Seconds of silence after which a connection is asked whether it still works, before a command goes over it, and the
+#: seconds that the answer may take. A firewall that drops an idle connection tells neither end.
+HEALTH_CHECK_S = 5.0
+HEALTH_ANSWER_S = 1.0
+#: Seconds of silence after which it is looked at whether the server has closed the connection: too seldom to cost time.
+CLOSED_CHECK_S = 1.0
+
+#: Seconds between two questions to Sentinel who is master, because a worker's old master may still answer it, and the
+#: seconds that each Sentinel's answer may take.
+SENTINEL_CHECK_S, SENTINEL_TIMEOUT_S = 2.0, 1.0
 
 #: Jobs in one settle script: far fewer than Lua can unpack, and a few ms of the server's time.
 SETTLE_MAX_JOBS = 500
@@ -53,6 +66,12 @@ WAKE_TOKEN_EXPIRES_S = 10
 #: doubles up to the longest, so that a server that is away is not flooded.
 RETRY_FIRST_PAUSE_S = 0.1
 RETRY_LONGEST_PAUSE_S = 2.0
+#: Doublings after which the pause is the longest for sure: more of them are no number that a float can hold.
+RETRY_MOST_DOUBLINGS = 16
+#: Seconds for which something has to fail for Redis to count as away: longer than a new connection takes.
+OUTAGE_S = 1.0
+#: Seconds after which the log says again that Redis cannot be used.
+OUTAGE_LOG_S = 60.0
 
 # -- Engine ------------------------------------------------------------------------------------------------------------
 
@@ -71,6 +90,9 @@ QUICK_SETTLE_S = 0.002
 #: A batch of at least so many jobs that ran for less than so many seconds is settled by the device thread, because
 #: waking the settle thread costs more than the device could do meanwhile: no-op tasks gain a tenth.
 INSTANT_RUN_S, INSTANT_RUN_JOBS = 0.001, 64
+#: Seconds that the last settle may have taken for each of its outcomes: in bulk it is a tenth of this, one by one it is
+#: several times as much.
+QUICK_SETTLE_EACH_S = 0.0005
 
 #: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
 SETTLE_TOGETHER = 500
@@ -83,6 +105,17 @@ MAX_DEATHS = 3
 GIVE_BACK_TOGETHER_S = 1.0
 
 # -- Consumer ----------------------------------------------------------------------------------------------------------
+
+#: Tries to tell Celery an outcome while the broker takes writes but another server does not: about 8 s. After them the
+#: job runs again after the length of a lease, because all other outcomes wait meanwhile.
+REPLAY_TRIES = 8
+
+#: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.
+RESULT_RETRIES = {
+    "result_backend_always_retry": True,
+    "result_backend_max_retries": 40,
+    "result_backend_max_sleep_between_retries_ms": 1_000,
+}
 
 #: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
 #: results have to wait.
@@ -109,8 +142,16 @@ MAX_BODY_BYTES = 64 * 2**20
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
 
+#: Seconds for which the broadcast calls are kept that a worker has received and not claimed, until a worker with the
+#: same node name starts: as long as Celery keeps results.
+BROADCAST_EXPIRES_S = 86_400
+
 #: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
 EXIT_GRACE_S = 30.0
+
+#: Seconds beyond `drain_timeout_s` after which a worker that stops ends at once, whatever it waits for: less than the
+#: supervisors of the documents wait beyond it.
+STOP_GRACE_S = 10.0
 
 #: A task whose last batch ran for fewer seconds runs its next one without a note at the server, because the note would
 #: cost a lone call a tenth of its latency. Jobs of a worker that has died are noted however quick they are.

@@ -145,7 +145,7 @@ def test_a_refresh_finds_out_which_leases_were_lost(
     slow.refresh([queue])
     assert labels(slow.held()) == ["a", "c"]
     assert [slow.holds(claim) for claim in claims] == [True, False, True]
-    assert [slow.still_held(claim) for claim in claims] == [True, False, True]
+    assert slow.still_held(claims) == [True, False, True]
 
 
 ODD_MESSAGES: dict[str, tuple[bytes, Any]] = {
@@ -215,6 +215,23 @@ ABSENT = ...
 def info_of(raw: bytes) -> dict[str, Any]:
     info: dict[str, Any] = json.loads(raw)["properties"]["delivery_info"]
     return info
+
+
+def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_counts_no_death(
+    leases: Leases, lists: Lists, queue: Queue
+) -> None:
+    lists.put("kept")
+    flags: list[dict[str, Any]] = [{}, {"redelivered": False}, {"redelivered": True}, {"redelivered": 2}]
+    for place, flag in enumerate(flags):
+        lists.client.lpush("work", message(place, **flag))
+    claims = claim_all(leases, queue)
+    lists.put("a", "b")
+    for place in (4, 2, 1, 3):
+        leases.give_back_soon(claims[place], rejected=True)
+    leases.flush()
+    assert lists.labels() == ["a", "b", 0, 1, 2, 3]
+    assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, 2]
+    assert labels(leases.held()) == ["kept"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from celery.worker.consumer import Consumer, tasks
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 from kombu import Consumer as KombuConsumer
+from kombu.serialization import registry
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
@@ -64,6 +65,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Consumer.on_close": lambda: takes(Consumer.on_close, "self"),
     "Consumer.stop": lambda: takes(Consumer.stop, "self"),
     "Consumer.shutdown": lambda: takes(Consumer.shutdown, "self"),
+    "Consumer.cancel_active_requests": lambda: takes(Consumer.cancel_active_requests, "self"),
     "Consumer.Blueprint.default_steps": lambda: (
         "celery.worker.consumer.tasks:Tasks" in Consumer.Blueprint.default_steps and bool(Tasks.name)
     ),
@@ -84,6 +86,8 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Channel.sep": lambda: isinstance(kombu_redis.Channel.sep, str),
     "Channel.global_keyprefix": lambda: kombu_redis.Channel.global_keyprefix == "",
     "virtual.Channel.codecs": lambda: "base64" in virtual.Channel.codecs,
+    "Channel.conn_or_acquire": lambda: takes(kombu_redis.Channel.conn_or_acquire, "self", "client"),
+    "virtual.Message.serializable": lambda: takes(virtual.Message.serializable, "self"),
     "virtual.Channel.decode_body": lambda: takes(virtual.Channel.decode_body, "self", "body", "encoding"),
     "state.requests": lambda: isinstance(state.requests, dict),
     "state.reserved_requests": lambda: isinstance(state.reserved_requests, WeakSet),
@@ -95,6 +99,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "state.revoked": lambda: "x" not in state.revoked,
     "state.revoked_stamps": lambda: isinstance(state.revoked_stamps, dict),
     "state.should_stop": lambda: state.should_stop in (None, False),
+    "state.should_terminate": lambda: state.should_terminate in (None, False),
     "Request.__init__": lambda: (
         request_takes()
         >= {*"message on_ack on_reject app hostname eventer task connection_errors body headers decoded utc".split()}
@@ -111,6 +116,13 @@ NAMES: dict[str, Callable[[], bool]] = {
     "RedisBackend._chord_zset": lambda: hasattr(RedisBackend, "_chord_zset"),
     "RedisBackend._chord_result_expires": lambda: hasattr(RedisBackend, "_chord_result_expires"),
     "celery.backends.redis.CHORD_PART_RETURN_LUA": lambda: "KEYS" in redis_backend.CHORD_PART_RETURN_LUA,
+    "celery.backends.redis.CHORD_CLEANUP_LUA": lambda: "KEYS" in redis_backend.CHORD_CLEANUP_LUA,
+    "Task._backend": lambda: Celery(set_as_current=False).Task._backend is None,
+    "RedisBackend._store_result": lambda: takes(RedisBackend._store_result, "self", "task_id", "result", "state"),
+    "RedisBackend._encode": lambda: takes(RedisBackend._encode, "self", "data"),
+    "RedisBackend._set_with_state": lambda: takes(RedisBackend._set_with_state, "self", "key", "value", "state"),
+    "kombu.serialization.registry._encoders": lambda: callable(registry._encoders["json"].encoder),
+    "Backend.chord_error_from_stack": lambda: takes(RedisBackend.chord_error_from_stack, "self", "callback", "exc"),
 }
 
 

@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from .claims import Claim
+from .claims import Claim, Settlement
 from .keys import Queue
 
 
@@ -17,6 +17,11 @@ class HeldClaims:
         self.lease_s = lease_s
         #: Bytes of the messages held.
         self.held_bytes = 0
+        #: Set when something was buffered that `Leases.flush` should send.
+        self.has_buffered = threading.Event()
+        self._acknowledgements: deque[Settlement] = deque()
+        #: By whether their task has rejected them.
+        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -37,6 +42,16 @@ class HeldClaims:
         """Return every claim that is ours, in claim order."""
         with self._lock:
             return sorted(self._held.values(), key=attrgetter("seq"))
+
+    def acknowledge(self, claim: Claim) -> None:
+        """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
+        self._acknowledgements.append(Settlement(claim))
+        self.has_buffered.set()
+
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
+        """Buffer a claim, which the next `flush` gives back, as `give_back` does. Never blocks."""
+        self._to_give_back[rejected].append(claim)
+        self.has_buffered.set()
 
     def let_go(self, claims: Iterable[Claim]) -> None:
         """Stop holding these, which go back after the length of a lease. Never blocks."""

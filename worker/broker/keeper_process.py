@@ -15,6 +15,7 @@ from typing import Any
 import redis
 
 from .keys import Queue
+from .master import Master, followed_class
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class KeeperProcess:
     def __init__(self, client: "redis.Redis", *, worker: str, lease_s: float, limit_s: Callable[[], float]) -> None:
         """Keep the lease of `worker` for `limit_s()` seconds while this process is silent."""
         self._client = client
+        self._master: Master = client.connection_pool.connection_kwargs["master"]
+        #: The changes of the master when the process was started.
+        self._changes = 0
         self._limit_s = limit_s
         self._about: dict[str, Any] = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
         #: Longer than between two refreshes, each of which is a reason for a beat.
@@ -69,13 +73,15 @@ class KeeperProcess:
 
     def _run(self) -> None:
         while not self._stopped:
+            if self._changes != self._master.changes:  # it has one address only
+                self._restart()
             beat = {**self._beat, "at": time.monotonic(), "limit_s": self._limit_s()}
             try:
                 self._send(beat)
             except BlockingIOError:  # it stands still, so this beat is lost
                 pass
             except OSError:
-                self._restart()
+                self._restart_unless_in_vain()
             self._due.wait(self._every_s)
             self._due.clear()
 
@@ -85,8 +91,9 @@ class KeeperProcess:
         os.write(self._process.stdin.fileno(), json.dumps(line).encode() + b"\n")
 
     def _start_process(self) -> "subprocess.Popen[bytes]":
-        pool = self._client.connection_pool
-        charge = {**self._about, **_carried(pool.connection_class, pool.connection_kwargs)}
+        pool, self._changes = self._client.connection_pool, self._master.changes
+        parameters = {**pool.connection_kwargs, **self._master.address}
+        charge = {**self._about, **_carried(pool.connection_class, parameters)}
         command = [sys.executable, "-P", str(Path(__file__).with_name("keeper.py"))]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)
         assert process.stdin is not None
@@ -94,14 +101,16 @@ class KeeperProcess:
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
+    def _restart_unless_in_vain(self) -> None:
+        """Start a process that has ended again, but not one after the other, where none can run."""
+        if time.monotonic() >= self._restart_at:
+            self._restart_at = time.monotonic() + RESTART_LEASES * self._about["lease_s"]
+            logger.warning("The keeper has ended, and is started again.")
+            self._restart()
+
     def _restart(self) -> None:
-        """Start the process again, but not one after the other, where none can run."""
         assert self._process is not None
-        if time.monotonic() < self._restart_at:
-            return
-        self._restart_at = time.monotonic() + RESTART_LEASES * self._about["lease_s"]
         self._end_process(self._process)
-        logger.warning("The keeper has ended with exit code %s, and is started again.", self._process.returncode)
         try:
             self._process = self._start_process()
         except OSError:
@@ -119,6 +128,7 @@ class KeeperProcess:
 
 def _carried(connection_class: type[Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return how another process connects to the same server, as JSON can carry it; a ValueError says why it cannot."""
+    connection_class = followed_class(connection_class)
     if connection_class not in _CLASSES:
         raise ValueError(f"a {connection_class.__name__} cannot be made in another process")
     if parameters.get("credential_provider") is not None:

@@ -11,6 +11,7 @@ from .. import tuning
 from .keeper_process import KeeperProcess
 from .keys import Queue
 from .leases import Leases
+from .retry import Outage
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class LeaseRefresher:
         *,
         hung: Callable[[], bool],
         on_hung: Callable[[], None],
+        outage: Outage,
         keeper: KeeperProcess | None = None,
     ) -> None:
         self._leases = leases
@@ -38,6 +40,7 @@ class LeaseRefresher:
         self._mended_at = time.monotonic()
         self._hung = hung
         self._on_hung = on_hung
+        self._outage = outage
         self._was_hung = False
         self._keeper = keeper
         self._stopped = threading.Event()
@@ -65,9 +68,10 @@ class LeaseRefresher:
                     more = self._take_turn()
                     next_turn = time.monotonic() + (0.0 if more else self._turn_s)
                 self._leases.flush()
+                self._outage.succeeded(self)
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
-                logger.warning("The lease could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                self._outage.failed(self, exc)
                 self._stopped.wait(self._turn_s)
             except Exception:  # without this thread, the worker would lose all that it holds
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)

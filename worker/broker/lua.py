@@ -1,7 +1,7 @@
 """The Lua scripts of the folder `scripts`: their KEYS, their ARGV and their replies."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,27 +98,27 @@ class Scripts:
         *,
         orphans_of: Lease | None = None,
         died: bool = False,
+        rejected: bool = False,
         most: int | None = None,
     ) -> int:
         """Give back the messages of `tags` that are still held, the oldest to the front; return how many.
 
         With `orphans_of` these are all that this worker left, and it leaves the workers of the queue. If it has
-        refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as those of a worker that died.
-        `most` bounds the messages, so that the newest of them go back.
+        refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as a dead worker's. What is
+        `rejected` is flagged, too, and goes to the end. `most` bounds the messages: the newest of them go back.
         """
         keys = [queue.unacked, queue.workers, *queue.lists]
         worker, lease_end = orphans_of or ("", 0.0)
-        priorities = ",".join(map(str, queue.priorities))
-        args = [len(queue.envelope_end), priorities, tuning.SWEEP_MAX_BYTES, queue.running, "1" if died else ""]
-        args += [worker, repr(lease_end)]
-        newest_first = sorted(tags, reverse=True)[:most]
+        args = [len(queue.envelope_end), ",".join(map(str, queue.priorities)), tuning.SWEEP_MAX_BYTES, queue.running]
+        args += ["1" if died else "rejected" if rejected else "", worker, repr(lease_end)]
+        in_order = sorted(tags, reverse=not rejected)[:most]
         begin = given_back = 0
         while True:  # in pieces, so that no script keeps the server busy for long
-            chunk = newest_first[begin : begin + tuning.SWEEP_MAX_JOBS]
+            chunk = in_order[begin : begin + tuning.SWEEP_MAX_JOBS]
             is_last = orphans_of is not None and begin + len(chunk) == len(tags)
             seen, count = self._run("give_back", keys, [*args, "1" if is_last else "", *chunk])
             begin, given_back = begin + seen, given_back + count
-            if begin == len(newest_first) or not seen:
+            if begin == len(in_order) or not seen:
                 return int(given_back)
 
     def refresh(self, queues: Sequence[Queue]) -> list[Queue]:
@@ -149,6 +149,13 @@ class Scripts:
             names = list(self.client.hkeys(queue.unacked))
         return {name.decode() for name in names if worker == "*" or name.startswith(f"{worker}:".encode())}
 
+    def held(self, queue: Queue, tags: Iterable[str]) -> list[bool]:
+        """Return which tags are those of messages that are held."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            for tag in tags:
+                pipeline.hexists(queue.unacked, tag)
+            return [bool(is_held) for is_held in pipeline.execute()]
+
     def workers(self, queue: Queue) -> tuple[float, list[Lease]]:
         """Return Redis TIME in seconds, and the workers of a queue."""
         with self.client.pipeline(transaction=False) as pipeline:
@@ -156,6 +163,10 @@ class Scripts:
             pipeline.zrange(queue.workers, 0, -1, withscores=True)
             (seconds, micros), workers = pipeline.execute()
         return seconds + micros / 1e6, [Lease(name.decode(), end) for name, end in workers]
+
+    def check_server(self, queue: Queue) -> None:
+        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
+        self.client.zadd(queue.workers, {"": 0}, xx=True)
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)

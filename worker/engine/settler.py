@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ...batchers import Batch, BatchFailed, Job, Outcome
+from ...batchers import Batch, BatchFailed, Job, Outcome, without_text
 from .. import tuning
 from .dispatcher import Dispatcher
 from .model import Model
@@ -34,8 +34,12 @@ class Settler:
         self._sink = sink
         self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
+        #: Names of the tasks whose hook may ask which job it works on.
+        self._hooked = {name for name, model in state.models.items() if model.postprocesses}
         #: Seconds that the last settle took.
         self._last_s = float("inf")
+        #: The same for each outcome: a store that is asked for each result by itself would keep the device waiting.
+        self._last_each_s = 0.0
 
     # -- Handing over ------------------------------------------------------------------------------------------------
 
@@ -54,7 +58,9 @@ class Settler:
             here = self._last_s < tuning.QUICK_SETTLE_S
         else:
             instant = batch is not None and batch.run_s < tuning.INSTANT_RUN_S
-            here = instant and len(outcomes) >= tuning.INSTANT_RUN_JOBS
+            here = (
+                instant and len(outcomes) >= tuning.INSTANT_RUN_JOBS and self._last_each_s < tuning.QUICK_SETTLE_EACH_S
+            )
         if here and self._queue.empty() and self._busy.acquire(blocking=False):
             try:
                 self._settle(outcomes)
@@ -95,11 +101,18 @@ class Settler:
         jobs = [outcome.job for outcome in outcomes]
         with state.user_code(jobs):
             for outcome in outcomes:
-                if outcome.error is None:
-                    postprocess(state.models[outcome.job.task], outcome)
+                if outcome.error is not None:
+                    continue
+                model = state.models[outcome.job.task]
+                if outcome.job.task in self._hooked:
+                    with self._sink.current(outcome.job):
+                        postprocess(model, outcome)
+                else:
+                    postprocess(model, outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
+        self._last_each_s = self._last_s / max(1, len(outcomes))
         for batch in self._leave(outcomes, jobs, now):
             log_batch(batch, now)
 
@@ -108,7 +121,7 @@ class Settler:
         try:
             self._sink.settle(outcomes)
         except Exception as exc:
-            logger.exception("%d outcomes could not be stored.", len(outcomes))
+            logger.error("%d outcomes could not be stored: %s", len(outcomes), without_text(exc))
             if len(outcomes) > 1:
                 middle = len(outcomes) // 2
                 self._store(outcomes[:middle])

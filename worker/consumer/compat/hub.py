@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVarTuple
 
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from kombu.asynchronous import Hub
 
+from ....batchers import without_text
 from ... import tuning
 
 logger = logging.getLogger(__name__)
@@ -60,12 +62,19 @@ class HubCalls:
         """Run the queued calls; return whether there were any. On the hub's thread, or on any once it stopped."""
         with self._lock:
             calls, self._calls = self._calls, deque()
-        for function, args in calls:
+        ran = bool(calls)
+        while calls:
+            function, args = calls.popleft()
             try:
                 function(*args)
-            except Exception:
-                logger.exception("A call on the hub failed: %r", function)
-        return bool(calls)
+            except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):  # Celery ends its loop with these
+                with self._lock:
+                    self._calls.extendleft(reversed(calls))
+                raise
+            except BaseException as exc:  # SystemExit, too: a receiver of a signal may raise anything
+                name = getattr(function, "__qualname__", function)
+                logger.error("A call on the hub failed: %s: %s", name, without_text(exc))
+        return ran
 
     def tick(self) -> None:
         """Run the queued calls, and come back if there were any. Also to be called after the hub was reset."""
