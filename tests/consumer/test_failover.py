@@ -79,7 +79,7 @@ def test_with_sentinel_a_worker_goes_on_at_the_new_master(pair: Pair, capsys: py
         known = time.monotonic()
         with caller(sentinel.url, **conf) as app:
             answers(app, "after")
-            assert time.monotonic() - known < WAIT
+            assert time.monotonic() - known < 10
             # The old one comes back, and Sentinel makes a replica of it.
             pair.master.resume()
             with redis.Redis(port=pair.master.port) as old, redis.Redis(port=pair.replica.port) as new:
