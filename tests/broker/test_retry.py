@@ -64,7 +64,23 @@ def test_once_tries_once_and_pauses_after_a_failure(warnings: pytest.LogCaptureF
     assert retry.once(lambda: "done") == "done"
     assert retry.once(fails(9, tried)) is None
     assert len(tried) == 1
-    assert warnings.messages == [f"Redis: it is away. Trying again in {tuning.RETRY_FIRST_PAUSE_S:.1f} s."]
+    assert warnings.messages == ["Redis: it is away. Trying again until it answers, every 2 s at most."]
+
+
+def test_the_log_has_one_line_when_redis_fails_and_one_when_it_answers_again(
+    warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchery.worker.broker.retry._BACKOFF.compute", lambda failures: 0.0)
+    retry = RedisRetry()
+    for _ in range(5):  # it comes and goes
+        retry.until_stopped(fails(9, []))
+        retry.once(fails(9, []))
+        retry.once(lambda: "done")
+    lines = [record.message for record in warnings.records if record.levelname == "WARNING"]
+    assert [line.partition(":")[0] for line in lines] == ["Redis", "Redis answers again."]
+    monkeypatch.setattr(tuning, "RETRY_LINE_S", 0.0)
+    retry.until_stopped(fails(9, []))
+    assert len([record for record in warnings.records if record.levelname == "WARNING"]) == 4
 
 
 def test_pauses_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:

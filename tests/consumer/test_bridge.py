@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from batchery.batchers import Job, JobState
-from batchery.configs import WorkerOptions
-from batchery.worker.broker import Claim, Queue
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.worker import tuning
+from batchery.worker.broker import Claim, HeldAs, Queue
+from batchery.worker.broker.held import HeldClaims
+from batchery.worker.broker.retry import RedisRetry
+from batchery.worker.consumer.compat.admission import CELERY, PLAIN
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
 from celery.exceptions import InvalidTaskError
@@ -26,19 +33,25 @@ UNREADABLE = b'{"headers": {"task": "t", "id": "an-id"}}'
 class FakeLeases:
     """Holds claims, and notes what becomes of them."""
 
-    held_bytes = 0
-
     def __init__(self) -> None:
-        self.claims: dict[str, Claim] = {}
+        self.held_claims = HeldClaims()
+        #: What the server has, by tag.
+        self.stored: dict[str, bytes] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
         self.forgotten: list[str] = []
 
     def find(self, tag: str) -> Claim | None:
-        return self.claims.get(tag)
+        return self.held_claims.find(tag)
 
     def holds(self, claim: Claim) -> bool:
-        return claim.tag in self.claims
+        return self.find(claim.tag) is not None
+
+    def held(self) -> list[Claim]:
+        return self.held_claims.in_order()
+
+    def fetch(self, claims: list[Claim]) -> list[bytes | None]:
+        return [self.stored.get(claim.tag) for claim in claims]
 
     def acknowledge(self, claim: Claim) -> None:
         self.acknowledged.append(claim.tag)
@@ -48,6 +61,7 @@ class FakeLeases:
 
     def forget(self, claims: list[Claim]) -> None:
         self.forgotten += [claim.tag for claim in claims]
+        self.held_claims.remove(claims)
 
 
 class FakeBackend:
@@ -66,22 +80,28 @@ class FakeBackend:
 class Bench:
     """A bridge, and all that it is connected to. Calls on the hub run at once; handled messages are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, **worker_options: Any) -> None:
         self.leases, self.backend = FakeLeases(), FakeBackend()
         self.submitted: list[Job] = []
         self.takes_jobs = True
+        self.number = 0
         self.handled: list[Any] = []
+        self.conf = SimpleNamespace(worker_eta_task_limit=None)
         consumer = SimpleNamespace(
-            accept={"application/json"}, handle_message=self.handled.append, app=SimpleNamespace(backend=self.backend)
+            accept={"application/json"},
+            handle_message=self.handled.append,
+            app=SimpleNamespace(backend=self.backend, conf=self.conf),
+            pool=SimpleNamespace(num_processes=2),
+            prefetch_multiplier=4,
         )
         self.bridge = CeleryBridge(
             WorkerContext(
                 consumer=consumer,
-                tasks={},
-                options=WorkerOptions(),
+                tasks={"b": SimpleNamespace(options=TaskOptions())},  # type: ignore[dict-item]
+                options=WorkerOptions(**worker_options),
                 leases=self.leases,  # type: ignore[arg-type]
                 hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
-                retry=None,  # type: ignore[arg-type]
+                retry=RedisRetry(),
                 intake=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
             )
         )
@@ -94,7 +114,10 @@ class Bench:
         return self.takes_jobs
 
     def claim(self, tag: str, message: bytes = READABLE) -> Claim:
-        claim = self.leases.claims[tag] = Claim(tag, QUEUE, message, 1)
+        self.number += 1
+        claim = Claim(tag, QUEUE, message, self.number, size=len(message))
+        self.leases.held_claims.add([claim])
+        self.leases.stored[tag] = message
         return claim
 
     def request(self, tag: str, **changes: Any) -> Any:
@@ -163,7 +186,7 @@ def test_a_request_goes_back_to_its_queue_if_the_engine_drains(bench: Bench) -> 
 
 def test_a_request_whose_lease_was_lost_is_left_to_its_new_worker(bench: Bench) -> None:
     request = bench.request("b")
-    del bench.leases.claims["b"]
+    bench.leases.forget(bench.leases.held())
     bench.bridge.take(request)
     assert bench.submitted == []
 
@@ -192,16 +215,111 @@ def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(ben
     assert bench.leases.given_back == ["waits"]
 
 
-def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
-    before = bench.bridge.capacity
-    bench.bridge.hand_over([bench.claim(str(number)) for number in range(10)])
-    after = bench.bridge.capacity
-    assert before is not None
-    assert after is not None
-    assert before.jobs - after.jobs == 10
-    bench.leases.claims.clear()
-    bench.bridge.forget_lost()
-    assert bench.bridge.capacity == before
+def calls(bench: Bench, count: int, task: str = "t", **headers: Any) -> list[Claim]:
+    """Messages for a plain task, `t`, or for a batch task, `b`."""
+    message = json.dumps({**ENVELOPE, "headers": {"task": task, "id": "an-id", **headers}}).encode()
+    return [bench.claim(f"{task}{bench.number}", message) for _ in range(count)]
+
+
+def in_hours(hours: float) -> str:
+    return (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+
+
+def test_celery_gets_as_many_plain_calls_as_its_pool_prefetches_and_the_others_go_back(bench: Bench) -> None:
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == 8
+    delivered = bench.bridge.hand_over(calls(bench, 10))
+    assert len(bench.handled) == 8
+    assert bench.leases.given_back == ["t8", "t9"]
+    assert set(delivered) == {("celery", PLAIN)}
+    bench.handled[0].ack()
+    bench.leases.forget(bench.leases.held()[1:2])  # its lease was lost, so that nobody will acknowledge it
+    bench.bridge.admission.capacity()
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == 2
+
+
+def test_calls_with_an_eta_and_those_of_batch_tasks_do_not_count_among_the_prefetched_ones(bench: Bench) -> None:
+    bench.bridge.hand_over([*calls(bench, 8), *calls(bench, 20, eta=in_hours(1)), *calls(bench, 20, "b")])
+    assert len(bench.handled) == 48
+    assert bench.leases.given_back == []
+
+
+def test_the_queues_of_plain_tasks_are_looked_at_now_and_then_while_the_pool_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.bridge.hand_over(calls(bench, 8))
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == tuning.PROBE_MAX_JOBS
+    assert PLAIN not in bench.bridge.admission.capacity()
+    monkeypatch.setattr(tuning, "PROBE_S", 0.0)
+    bench.bridge.admission._probe_at = 0.0
+    assert PLAIN in bench.bridge.admission.capacity()
+
+
+def test_messages_with_an_eta_beyond_their_part_of_the_memory_are_parked_until_they_are_due() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    claims = calls(bench, 10, "b", eta=in_hours(1), meta="x" * 1000)
+    assert bench.bridge.hand_over(claims) == set()
+    held = bench.leases.held_claims
+    assert (held.count(HeldAs.ETA), held.count(HeldAs.PARKED)) == (4, 6)
+    assert held.bytes(*HeldAs) < 50_000
+    assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
+    bench.bridge.hand_over_due()
+    assert len(bench.handled) == 4
+    entries, bench.bridge.admission._parked = bench.bridge.admission._parked, []
+    bench.bridge.admission._parked = [(0.0, *entry[1:]) for entry in entries]
+    bench.leases.forget([entries[0][3]])  # its lease was lost
+    del bench.leases.stored[entries[1][3].tag]  # and this one, which only the server knows
+    bench.bridge.hand_over_due()
+    assert len(bench.handled) == 8
+    assert held.count(HeldAs.PARKED) == 0
+
+
+def test_celerys_own_limit_of_eta_tasks_holds(bench: Bench) -> None:
+    bench.conf.worker_eta_task_limit = 3
+    bench.bridge.hand_over(calls(bench, 10, "b", eta=in_hours(1)))
+    assert len(bench.handled) == 3
+
+
+@pytest.mark.parametrize("eta", ["soon", "2030-01-01T00:00:00", "9999-99-99", 7, None, "0001-01-01T00:00:00+00:00"])
+def test_what_is_no_eta_in_the_future_is_left_to_celery(bench: Bench, eta: object) -> None:
+    bench.conf.worker_eta_task_limit = 0
+    bench.bridge.hand_over(calls(bench, 1, "b", eta=eta))
+    assert len(bench.handled) == 1
+
+
+def test_what_celery_has_in_hand_is_bounded_in_bytes() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    bench.bridge.hand_over(calls(bench, 9, "b"))
+    assert bench.bridge.admission.capacity() == {}
+    bench.handled[0].ack()
+    assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
+
+
+def test_compressed_messages_that_do_not_fit_together_are_handed_over_one_after_the_other() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    body = base64.b64encode(zlib.compress(bytes(60_000))).decode()
+    claims = calls(bench, 3, "b", compression="application/x-gzip")
+    for claim in claims:
+        document = {**json.loads(claim.message), "body": body}
+        document["properties"]["body_encoding"] = "base64"
+        claim.message = bench.leases.stored[claim.tag] = json.dumps(document).encode()
+    bench.bridge.hand_over(claims)
+    held = bench.leases.held_claims
+    for number in range(1, 4):
+        assert len(bench.handled) == number
+        assert held.count(HeldAs.PARKED) == 3 - number
+        bench.handled[-1].ack()
+        parked = bench.bridge.admission._parked
+        bench.bridge.admission._parked = [(0.0, *entry[1:]) for entry in parked]
+        bench.bridge.hand_over_due()
+
+
+def test_a_message_that_was_given_back_before_celery_got_it_is_not_handed_over(bench: Bench) -> None:
+    (claim,) = calls(bench, 1)
+    bench.bridge.admission.admit([claim])
+    bench.bridge.connection_lost()
+    bench.bridge._deliver([claim])
+    assert bench.handled == []
+    assert bench.leases.given_back == [claim.tag]
 
 
 def test_a_request_of_celerys_counts_the_workers_that_died(bench: Bench) -> None:

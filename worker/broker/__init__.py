@@ -1,6 +1,6 @@
 """The broker's side: claims, leases, settling. Redis, no Celery: messages are bytes here."""
 
-from .claims import ChordPart, Claim, ResultRetention, Settled, Settlement
+from .claims import ChordPart, Claim, HeldAs, ResultRetention, Settled, Settlement
 from .client import connect
 from .keys import Queue
 from .leases import Leases
@@ -11,6 +11,7 @@ __all__ = [
     "ArrivalWatcher",
     "ChordPart",
     "Claim",
+    "HeldAs",
     "Leases",
     "Queue",
     "ResultRetention",

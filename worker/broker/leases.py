@@ -9,16 +9,17 @@ import os
 import secrets
 import socket
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import redis
 
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
+from .held import HeldClaims
 from .keys import Queue
 from .lua import Scripts
 
@@ -31,8 +32,8 @@ class Leases:
     def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
         #: Tells workers apart: host and process for people, the rest because process ids are used again.
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        #: Bytes of the messages held.
-        self.held_bytes = 0
+        #: What is ours as far as this worker knows.
+        self.held_claims = HeldClaims()
         #: Messages that the last claim left to other workers.
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
@@ -42,11 +43,9 @@ class Leases:
         self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
         #: What the tags of this worker begin with, before the colon.
         self.tag_worker = self._scripts.tag_worker
-        self._lock = threading.Lock()
-        self._held: dict[str, Claim] = {}
-        self._held_of: Counter[str] = Counter()
         self._queues: dict[str, Queue] = {}
         self._next_seq = 0
+        self._drains = False
         #: Claims whose answer was lost with the connection.
         self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
@@ -54,28 +53,31 @@ class Leases:
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
-        return claim.tag in self._held
+        return self.held_claims.find(claim.tag) is not None
 
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
         return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
 
+    def fetch(self, claims: Sequence[Claim]) -> list[bytes | None]:
+        """Return the bytes of messages of one queue that are ours, from the server; None for each that is lost."""
+        queue = claims[0].queue
+        tags = [claim.tag for claim in claims]
+        envelopes = cast("list[bytes | None]", self._scripts.client.hmget(queue.unacked, tags))
+        end = -len(queue.envelope_end.encode())
+        return [envelope and envelope[1:end] for envelope in envelopes]
+
     def find(self, tag: str) -> Claim | None:
         """Return the claim of that tag, if it is ours."""
-        return self._held.get(tag)
+        return self.held_claims.find(tag)
 
     def held(self) -> list[Claim]:
         """Return every claim that is ours, in claim order."""
-        with self._lock:
-            return sorted(self._held.values(), key=attrgetter("seq"))
+        return self.held_claims.in_order()
 
     def forget(self, claims: Iterable[Claim]) -> None:
         """Stop holding these. They are not refreshed, so the leases of those that were not settled run out."""
-        with self._lock:
-            for claim in claims:
-                if self._held.pop(claim.tag, None) is not None:
-                    self._held_of[claim.queue.name] -= 1
-                    self.held_bytes -= len(claim.message)
+        self.held_claims.remove(claims)
 
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
@@ -83,27 +85,23 @@ class Leases:
         """Claim `limit` messages and `max_bytes` at most, but one message whatever its size; never waits.
 
         `limits` bounds the messages of each of `queues`; None bounds each by `limit`. The highest priority comes first,
-        then the first of `queues`, then the oldest message of a queue.
+        then the first of `queues`, then the oldest message of a queue. But a sixteenth is for each lower priority.
         """
         while self._unacknowledged_claims:
             self._scripts.give_back_claimed(*self._unacknowledged_claims[-1])
             self._unacknowledged_claims.pop()
         self._queues.update({queue.name: queue for queue in queues})
-        held = [self._held_of[queue.name] for queue in queues]
         seqs = range(self._next_seq, self._next_seq + limit)
         # Numbers are used once even if the answer is lost, because two claims must not share tags.
         self._next_seq = seqs.stop
         try:
             self.server_time, self.withheld, claims = self._scripts.claim(
-                queues, seqs, held=held, limits=limits or [limit] * len(queues), max_bytes=max_bytes
+                queues, seqs, max_bytes=max_bytes, limits=limits or [limit] * len(queues), held=self.held_claims
             )
         except (redis.ConnectionError, redis.TimeoutError):
             self._unacknowledged_claims.append((queues, seqs))
             raise
-        with self._lock:
-            self._held.update({claim.tag: claim for claim in claims})
-            self._held_of.update([claim.queue.name for claim in claims])
-            self.held_bytes += sum([len(claim.message) for claim in claims])
+        self.held_claims.add(claims)
         return claims
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
@@ -139,6 +137,8 @@ class Leases:
             redis.RedisError: the server is away or refuses; nothing is lost, and the next `flush` sends it.
         """
         self.has_buffered.clear()
+        if self._drains:
+            self.leave_share()
         self.settle([], ResultRetention(db=self._scripts.db))
         with _taken(self._to_give_back) as claims:
             self.give_back(claims)
@@ -150,13 +150,23 @@ class Leases:
             self._scripts.give_back(group[0].queue, [claim.tag for claim in group])
         self.forget(claims)
 
+    def leave_share(self) -> None:
+        """Let other workers have this one's share until the next `refresh`."""
+        for queue in list(self._queues.values()):
+            self._scripts.leave_share(queue)
+
+    def drain(self) -> None:
+        """Let other workers have this one's share from the next `flush` on, because it claims no more. Never blocks."""
+        self._drains = True
+        self.has_buffered.set()
+
     def refresh(self, queues: Sequence[Queue]) -> None:
         """Refresh everything we hold, and our place among the live workers of `queues`."""
         held = {claims[0].queue: claims for claims in _by_queue(self.held(), attrgetter("queue.name"))}
         for queue in {*queues, *held}:
             claims = held.get(queue, [])
             tags = [claim.tag for claim in claims]
-            if self._scripts.refresh(queue, tags) < len(tags):
+            if self._scripts.refresh(queue, tags, claims=not self._drains) < len(tags):
                 scores = self._scripts.client.zmscore(queue.index, tags)
                 self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
 
@@ -172,8 +182,7 @@ class Leases:
         """
         self.flush()
         self.give_back(claim for claim in self.held() if claim.tag not in running)
-        for queue in self._queues.values():
-            self._scripts.client.zrem(queue.workers, self.worker)
+        self.leave_share()
 
 
 @contextmanager

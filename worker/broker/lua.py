@@ -10,6 +10,7 @@ import redis
 
 from .. import tuning
 from .claims import Claim, ResultRetention, Settled, Settlement
+from .held import HeldClaims
 from .keys import Queue
 
 #: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
@@ -30,6 +31,8 @@ class Scripts:
         #: What all tags of this worker begin with, before the colon.
         self.tag_worker = secrets.token_hex(8)
         self._tag_prefix = f"{self.tag_worker}:"
+        #: What the server knows of the messages that are held aside, by queue.
+        self._told: dict[str, int] = {}
 
     @property
     def client(self) -> "redis.Redis":
@@ -40,26 +43,33 @@ class Scripts:
         return client
 
     def claim(
-        self, queues: Sequence[Queue], seqs: range, *, held: Sequence[int], limits: Sequence[int], max_bytes: int
+        self, queues: Sequence[Queue], seqs: range, *, max_bytes: int, limits: Sequence[int], held: HeldClaims
     ) -> tuple[float, int, list[Claim]]:
-        """Claim a message for each of `seqs` at most; `held` and `limits` count messages of each of `queues`.
+        """Claim a message for each of `seqs` at most; `limits` are the messages of each of `queues` at most.
 
-        Return Redis TIME in seconds, the messages left to other workers, and the claims.
+        `held` is what the worker holds so far. Return Redis TIME in seconds, the messages left to other workers, and
+        the claims.
         """
         priorities = queues[0].priorities
         lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
         keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
         keys += [queue.lists[step] for queue, step in lists]
-        args: list[Any] = [self._tag_prefix, seqs.start, self._lease_s, len(seqs), max_bytes, len(queues)]
-        for queue, count, limit in zip(queues, held, limits, strict=True):
-            args += (queue.envelope_end, count, limit)
-        server_time, withheld, *rest = self._run("claim", keys, [*args, *priorities])
+        keys += [queue.aside for queue in queues]
+        args: list[Any] = [self._tag_prefix, seqs.start, self._lease_s, len(seqs), max_bytes, len(queues), self._worker]
+        args += (len(priorities), *priorities)
+        aside = {queue.name: held.aside_of(queue) for queue in queues}
+        for queue, limit in zip(queues, limits, strict=True):
+            news = "" if self._told.get(queue.name, 0) == aside[queue.name] else aside[queue.name]
+            args += (queue.envelope_end, limit, news, *held.jobs_of(queue))
+        told, self._told = self._told, {}  # after an error it is not known
+        server_time, withheld, *rest = self._run("claim", keys, args)
+        self._told = {**told, **aside}
         prefix, messages = self._tag_prefix, rest[len(lists) :]
         claims: list[Claim] = []
         for (queue, step), count in zip(lists, rest, strict=False):
             first, priority = len(claims), priorities[step]
             claims += [
-                Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq)  # noqa: UP031 - faster
+                Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq, priority, len(message))  # noqa: UP031 - faster
                 for seq, message in zip(seqs[first : first + count], messages[first : first + count], strict=True)
             ]
         return float(server_time), int(withheld), claims
@@ -99,9 +109,16 @@ class Scripts:
         args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
         return int(self._run("give_back", keys, args))
 
-    def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
-        """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""
-        return int(self._run("refresh", [queue.index, queue.workers], [self._lease_s, self._worker, *tags]))
+    def refresh(self, queue: Queue, tags: Sequence[str], *, claims: bool) -> int:
+        """Refresh leases, and the worker's place among those that claim; return how many of `tags` are still held."""
+        worker = self._worker if claims else ""
+        return int(self._run("refresh", [queue.index, queue.workers], [self._lease_s, worker, *tags]))
+
+    def leave_share(self, queue: Queue) -> None:
+        """Count no longer as a worker that claims, so that no message is left to it."""
+        self.client.zrem(queue.workers, self._worker)
+        self.client.hdel(queue.aside, self._worker)
+        self._told.pop(queue.name, None)
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)

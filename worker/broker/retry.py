@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -35,6 +36,9 @@ class RedisRetry:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
+        #: Whether the log says that Redis fails, and since when.
+        self._told = False
+        self._told_at = float("-inf")
 
     def stop(self) -> None:
         """From now on, try each action once only."""
@@ -55,7 +59,7 @@ class RedisRetry:
     def once(self, action: Callable[[], T]) -> T | None:
         """Return the result of `action`; if Redis fails, None after a pause, so that a caller's loop does not spin."""
         try:
-            return action()
+            return self._succeeded(action())
         except redis.RedisError as exc:
             self._pause(exc, 0)
             return None
@@ -64,7 +68,7 @@ class RedisRetry:
         failures = 0
         while True:
             try:
-                return action()
+                return self._succeeded(action())
             except redis.RedisError as exc:
                 if not may_pass(exc):
                     raise
@@ -72,7 +76,22 @@ class RedisRetry:
                     return None
             failures += 1
 
+    def _succeeded(self, result: T) -> T:
+        if self._told:
+            self._told = False
+            logger.warning("Redis answers again.")
+        return result
+
     def _pause(self, error: Exception, failures: int) -> bool:
         pause_s = _BACKOFF.compute(failures)
-        logger.warning("Redis: %s. Trying again in %.1f s.", error, pause_s)
+        # One line for each time that Redis is away, or for every few seconds if it comes and goes.
+        level, now = logging.DEBUG, time.monotonic()
+        if not self._told and now - self._told_at >= tuning.RETRY_LINE_S:
+            self._told, self._told_at, level = True, now, logging.WARNING
+        logger.log(
+            level,
+            "Redis: %s. Trying again until it answers, every %.0f s at most.",
+            error,
+            tuning.RETRY_LONGEST_PAUSE_S,
+        )
         return self._stopped.wait(pause_s)

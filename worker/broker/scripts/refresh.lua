@@ -1,7 +1,7 @@
 -- Refreshes leases, and the worker's place among the live workers.
 --
 -- KEYS  1 unacked_index   2 workers
--- ARGV  1 lease in seconds   2 worker   then the tags
+-- ARGV  1 lease in seconds   2 worker, '' if it does not claim any more   then the tags
 -- Reply how many of the tags are still held
 --
 -- This works over maxmemory, because Redis refuses only a script's first write, and the first one only removes.
@@ -11,7 +11,7 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local expiry = string.format('%.6f', now + tonumber(ARGV[1]))
 
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-redis.call('ZADD', KEYS[2], expiry, ARGV[2])
+if ARGV[2] ~= '' then redis.call('ZADD', KEYS[2], expiry, ARGV[2]) end
 local held = 0
 for first = 3, #ARGV, 500 do
   local scores = {}

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -10,13 +10,14 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from ....batchers import Job, JobState
-from ....configs import TaskOptions
-from ...broker import Claim
-from ...engine import Capacity
+from ... import tuning
+from ...broker import Claim, HeldAs
+from ..wire.compression import NoRoom
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import FastRequest, full_request
 from . import worker_state
+from .admission import IN_HAND, Admission
 from .context import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -33,37 +34,42 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
+        self._held = context.leases.held_claims
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
-        #: Tags of the claims that Celery has in hand.
-        self._tags: set[str] = set()
-        max_waiting = [task.options.max_waiting for task in context.tasks.values()]
-        self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
-        self._max_bytes = context.options.held_max_bytes
+        self.admission = Admission(context)
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
 
-    @property
-    def capacity(self) -> Capacity | None:
-        """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
-        jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
-        free_bytes = self._max_bytes - self._leases.held_bytes
-        return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
+    def hand_over(self, claims: Sequence[Claim]) -> Collection[tuple[str, str]]:
+        """Hand messages to Celery's own handler, as many as it may have; the others go back, or wait for their ETA.
 
-    def forget_lost(self) -> None:
-        """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
-        self._tags -= {tag for tag in tuple(self._tags) if self._leases.find(tag) is None}
+        Return what their queues delivered: pairs of a queue's name and a task. Claim thread.
+        """
+        admitted = self.admission.admit(claims)
+        for claim in admitted.beyond:
+            self._leases.give_back_soon(claim)
+        self._hand_over(admitted.now)
+        return admitted.delivered
 
-    def hand_over(self, claims: Sequence[Claim]) -> None:
-        """Hand messages to Celery's own handler. Any thread."""
-        self._tags.update(claim.tag for claim in claims)
-        self._hub.call(self._deliver, claims, soon=True)
+    def hand_over_due(self) -> None:
+        """Hand over the messages that were parked and are due now. Claim thread."""
+        self._hand_over(self.admission.fetch_due())
+
+    def _hand_over(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self._hub.call(self._deliver, claims, soon=True)
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            if not self._leases.holds(claim):
+            if not self._leases.holds(claim) or claim.held_as not in IN_HAND:  # lost, or given back meanwhile
                 continue
+            room = self.admission.room_for(claim)
             try:
-                self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
+                message = to_kombu(claim, self._channel, self._consumer.accept, room=room)
+                self.admission.decompressed(claim, len(message.body))
+                self._consumer.handle_message(message)
+            except NoRoom:
+                self.admission.park(claim, tuning.PARK_AGAIN_S)
             except Exception as exc:
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
@@ -74,7 +80,7 @@ class CeleryBridge:
 
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
-        claim = self._take_back(request)
+        claim = self._take_back(request.message.delivery_tag)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
             return
@@ -93,7 +99,7 @@ class CeleryBridge:
 
         It is not given back, because it would return at once.
         """
-        if (claim := self._take_back(request)) is not None:
+        if (claim := self._take_back(request.message.delivery_tag)) is not None:
             self._leases.forget([claim])
         worker_state.forget([request])
         name = request.task.name
@@ -128,7 +134,7 @@ class CeleryBridge:
         claim = self._leases.find(tag)
         if claim is None:
             return
-        _, task_id = addressee(claim.message)
+        task_id = addressee(claim.message).id
         if task_id is None:
             self.acknowledge(tag)
         else:
@@ -151,25 +157,24 @@ class CeleryBridge:
         in_pool = {
             request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
         }
-        for tag in self._tags - in_pool:
-            self._give_back(tag)
+        for claim in self._leases.held():
+            if claim.held_as in IN_HAND and claim.tag not in in_pool:
+                self._give_back(claim.tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
-        self._tags.discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+        if (claim := self._take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
     def _give_back(self, tag: str) -> None:
-        self._tags.discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+        if (claim := self._take_back(tag)) is not None:
             self._leases.give_back_soon(claim)
 
-    def _take_back(self, request: Request) -> Claim | None:
-        """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
-        tag: str = request.message.delivery_tag
-        self._tags.discard(tag)
-        return self._leases.find(tag)
+    def _take_back(self, tag: str) -> Claim | None:
+        """Return the claim of a message that Celery no longer has in hand; None if its lease was lost."""
+        if (claim := self._leases.find(tag)) is not None:
+            self._held.change(claim, HeldAs.JOB, len(claim.message))
+        return claim
 
 
 def _to_job(claim: Claim, request: Request) -> Job:
