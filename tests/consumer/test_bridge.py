@@ -30,25 +30,22 @@ READABLE = json.dumps({**ENVELOPE, "headers": {"task": "t", "id": "an-id"}}).enc
 UNREADABLE = b'{"headers": {"task": "t", "id": "an-id"}}'
 
 
-class FakeLeases:
+class FakeLeases(HeldClaims):
     """Holds claims, and notes what becomes of them."""
 
     def __init__(self) -> None:
-        self.held_claims = HeldClaims()
+        super().__init__(lease_s=30)
         #: What the server has, by tag.
         self.stored: dict[str, bytes] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
-        self.forgotten: list[str] = []
 
-    def find(self, tag: str) -> Claim | None:
-        return self.held_claims.find(tag)
+    def hold(self, claim: Claim) -> None:
+        self._take([claim])
+        self.stored[claim.tag] = claim.message
 
-    def holds(self, claim: Claim) -> bool:
-        return self.find(claim.tag) is not None
-
-    def held(self) -> list[Claim]:
-        return self.held_claims.in_order()
+    def lose(self, claim: Claim) -> None:
+        self._forget([claim])
 
     def fetch(self, claims: list[Claim]) -> list[bytes | None]:
         return [self.stored.get(claim.tag) for claim in claims]
@@ -59,9 +56,9 @@ class FakeLeases:
     def give_back_soon(self, claim: Claim) -> None:
         self.given_back.append(claim.tag)
 
-    def forget(self, claims: list[Claim]) -> None:
-        self.forgotten += [claim.tag for claim in claims]
-        self.held_claims.remove(claims)
+    @property
+    def forgotten(self) -> list[str]:
+        return [*self._let_go]
 
 
 class FakeBackend:
@@ -116,8 +113,7 @@ class Bench:
     def claim(self, tag: str, message: bytes = READABLE) -> Claim:
         self.number += 1
         claim = Claim(tag, QUEUE, message, self.number, size=len(message))
-        self.leases.held_claims.add([claim])
-        self.leases.stored[tag] = message
+        self.leases.hold(claim)
         return claim
 
     def request(self, tag: str, **changes: Any) -> Any:
@@ -186,7 +182,7 @@ def test_a_request_goes_back_to_its_queue_if_the_engine_drains(bench: Bench) -> 
 
 def test_a_request_whose_lease_was_lost_is_left_to_its_new_worker(bench: Bench) -> None:
     request = bench.request("b")
-    bench.leases.forget(bench.leases.held())
+    bench.leases.lose(bench.leases.held()[0])
     bench.bridge.take(request)
     assert bench.submitted == []
 
@@ -208,11 +204,18 @@ def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(b
     assert (again.id, again.reply, again.deadline, again.state) == ("an-id", request, None, JobState.NEW)
 
 
-def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(bench: Bench) -> None:
+def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_its_pool_has(bench: Bench) -> None:
     running, _waits = bench.request("running"), bench.request("waits")
-    state.reserved_requests.add(running)
+    assert bench.bridge.admission.enter_pool(running)
     bench.bridge.connection_lost()
     assert bench.leases.given_back == ["waits"]
+    assert bench.bridge.admission.in_pool == {"running"}
+
+
+def test_a_plain_task_whose_message_was_lost_does_not_enter_the_pool(bench: Bench) -> None:
+    request = bench.request("a")
+    bench.leases.lose(bench.leases.held()[0])
+    assert not bench.bridge.admission.enter_pool(request)
 
 
 def calls(bench: Bench, count: int, task: str = "t", **headers: Any) -> list[Claim]:
@@ -232,7 +235,7 @@ def test_celery_gets_as_many_plain_calls_as_its_pool_prefetches_and_the_others_g
     assert bench.leases.given_back == ["t8", "t9"]
     assert set(delivered) == {("celery", PLAIN)}
     bench.handled[0].ack()
-    bench.leases.forget(bench.leases.held()[1:2])  # its lease was lost, so that nobody will acknowledge it
+    bench.leases.lose(bench.leases.held()[1])  # its lease was lost, so that nobody will acknowledge it
     bench.bridge.admission.capacity()
     assert bench.bridge.admission.capacity()[PLAIN].jobs == 2
 
@@ -258,15 +261,15 @@ def test_messages_with_an_eta_beyond_their_part_of_the_memory_are_parked_until_t
     bench = Bench(held_max_bytes=400_000)
     claims = calls(bench, 10, "b", eta=in_hours(1), meta="x" * 1000)
     assert bench.bridge.hand_over(claims) == set()
-    held = bench.leases.held_claims
+    held = bench.leases
     assert (held.count(HeldAs.ETA), held.count(HeldAs.PARKED)) == (4, 6)
-    assert held.bytes(*HeldAs) < 50_000
+    assert held.bytes_of(*HeldAs) < 50_000
     assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
     bench.bridge.hand_over_due()
     assert len(bench.handled) == 4
     entries, bench.bridge.admission._parked = bench.bridge.admission._parked, []
     bench.bridge.admission._parked = [(0.0, *entry[1:]) for entry in entries]
-    bench.leases.forget([entries[0][3]])  # its lease was lost
+    bench.leases.lose(entries[0][3])  # its lease was lost
     del bench.leases.stored[entries[1][3].tag]  # and this one, which only the server knows
     bench.bridge.hand_over_due()
     assert len(bench.handled) == 8
@@ -303,7 +306,7 @@ def test_compressed_messages_that_do_not_fit_together_are_handed_over_one_after_
         document["properties"]["body_encoding"] = "base64"
         claim.message = bench.leases.stored[claim.tag] = json.dumps(document).encode()
     bench.bridge.hand_over(claims)
-    held = bench.leases.held_claims
+    held = bench.leases
     for number in range(1, 4):
         assert len(bench.handled) == number
         assert held.count(HeldAs.PARKED) == 3 - number

@@ -16,12 +16,13 @@ class HeldAs(enum.IntEnum):
     JOB = 0
     #: A call of a batch task that Celery has in hand, such as one with a rate limit.
     BRIDGED = 1
-    #: A call of a plain task.
+    #: A call of a plain task that Celery has in hand, and one that waits or runs in its pool.
     PLAIN = 2
+    POOLED = 3
     #: A call that Celery's timer keeps until its ETA.
-    ETA = 3
+    ETA = 4
     #: A message of which the worker keeps only the tag, because its bytes do not fit: they are at the server.
-    PARKED = 4
+    PARKED = 5
 
 
 class Claim(msgspec.Struct, eq=False, gc=False):
@@ -37,6 +38,20 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     #: Bytes that it takes in this worker. Changed by `HeldClaims` alone, as the next field.
     size: int = 0
     held_as: HeldAs = HeldAs.JOB
+
+
+class Lease(NamedTuple):
+    """The lease of one worker on all messages that it holds of one queue."""
+
+    #: Host and process, for people, and what its tags begin with, after the last colon.
+    worker: str
+    #: Redis TIME at which it ends, in seconds since the epoch.
+    end: float
+
+    @property
+    def tag_worker(self) -> str:
+        """What the tags of its messages begin with, before their own colon."""
+        return self.worker.rpartition(":")[2]
 
 
 class ChordPart(NamedTuple):

@@ -1,6 +1,7 @@
-"""The book of what one worker holds: which messages, as what, and how many bytes of them."""
+"""What one worker holds, as far as it knows: a table without I/O."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
@@ -8,76 +9,107 @@ from operator import attrgetter
 from .claims import Claim, HeldAs
 from .keys import Queue
 
-_seq = attrgetter("seq")
-
 
 class HeldClaims:
-    """The claims of one worker, counted by what they are held as. Any thread."""
+    """The claims of one worker. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lease_s: float) -> None:
+        self.lease_s = lease_s
         self._lock = threading.Lock()
-        self._claims: dict[str, Claim] = {}
+        self._held: dict[str, Claim] = {}
+        self._held_of: Counter[str] = Counter()
+        #: Those of them that are jobs, by queue and priority; and all, by what they are held as.
+        self._jobs_of: Counter[tuple[str, int]] = Counter()
         self._counts = [0] * len(HeldAs)
         self._bytes = [0] * len(HeldAs)
-        #: Jobs, by queue and priority; and everything else, by queue.
-        self._jobs: Counter[tuple[str, int]] = Counter()
-        self._aside: Counter[str] = Counter()
+        #: The queues that were claimed from, by name.
+        self._queues: dict[str, Queue] = {}
+        #: Claims that were let go, by tag, with the time on the monotonic clock at which they go back.
+        self._let_go: dict[str, tuple[float, Claim]] = {}
+
+    def holds(self, claim: Claim) -> bool:
+        """Return whether a claim is ours as far as this worker knows."""
+        return claim.tag in self._held
 
     def find(self, tag: str) -> Claim | None:
-        """Return the claim of that tag, if it is held."""
-        return self._claims.get(tag)
+        """Return the claim of that tag, if it is ours."""
+        return self._held.get(tag)
 
-    def in_order(self) -> list[Claim]:
-        """Return all claims, in claim order."""
+    def held(self) -> list[Claim]:
+        """Return every claim that is ours, in claim order."""
         with self._lock:
-            return sorted(self._claims.values(), key=_seq)
+            return sorted(self._held.values(), key=attrgetter("seq"))
 
-    def add(self, claims: Sequence[Claim]) -> None:
-        """Hold claims as jobs."""
-        with self._lock:
-            self._claims.update([(claim.tag, claim) for claim in claims])
-            self._jobs.update([(claim.queue.name, claim.priority) for claim in claims])
-            self._counts[HeldAs.JOB] += len(claims)
-            self._bytes[HeldAs.JOB] += sum([claim.size for claim in claims])
+    def count(self, held_as: HeldAs) -> int:
+        """Return how many claims are held as this."""
+        return self._counts[held_as]
 
-    def remove(self, claims: Iterable[Claim]) -> None:
-        """Hold these no longer, as far as they were held."""
-        with self._lock:
-            for claim in claims:
-                if self._claims.pop(claim.tag, None) is not None:
-                    self._count(claim, -1)
+    def bytes_of(self, *held_as: HeldAs) -> int:
+        """Return the bytes of all claims that are held as one of these."""
+        return sum(self._bytes[one] for one in held_as)
+
+    def jobs_of(self, queue: Queue) -> list[int]:
+        """Return how many jobs of a queue are held, for each priority."""
+        return [self._jobs_of[queue.name, priority] for priority in queue.priorities]
+
+    def aside_of(self, queue: Queue) -> int:
+        """Return how many messages of a queue are held that are no jobs."""
+        return self._held_of[queue.name] - sum(self.jobs_of(queue))
 
     def change(self, claim: Claim, held_as: HeldAs, size: int) -> None:
         """Hold a claim as something else, or with another number of bytes."""
         with self._lock:
-            is_held = claim.tag in self._claims
+            is_held = claim.tag in self._held
             if is_held:
                 self._count(claim, -1)
             claim.held_as, claim.size = held_as, size
             if is_held:
                 self._count(claim, 1)
 
-    def count(self, held_as: HeldAs) -> int:
-        """Return how many claims are held as this."""
-        return self._counts[held_as]
+    def let_go(self, claims: Iterable[Claim]) -> None:
+        """Stop holding these, which go back after the length of a lease. Never blocks."""
+        for claim in claims:
+            if claim.tag in self._held:
+                self._let_go[claim.tag] = time.monotonic() + self.lease_s, claim
+                self._forget([claim], let_go=True)
 
-    def bytes(self, *held_as: HeldAs) -> int:
-        """Return the bytes of all claims that are held as one of these."""
-        return sum(self._bytes[one] for one in held_as)
+    def _knows(self, tag: str) -> bool:
+        """Return whether a message is held, or was let go and has not gone back."""
+        return tag in self._held or tag in self._let_go
 
-    def jobs_of(self, queue: Queue) -> list[int]:
-        """Return how many jobs of a queue are held, for each priority."""
-        return [self._jobs[queue.name, priority] for priority in queue.priorities]
+    def _queues_of_held(self) -> list[Queue]:
+        with self._lock:
+            return [self._queues[name] for name, count in self._held_of.items() if count]
 
-    def aside_of(self, queue: Queue) -> int:
-        """Return how many messages of a queue are held that are no jobs."""
-        return self._aside[queue.name]
+    def _kept(self) -> list[Claim]:
+        """Return the claims that were let go and have not gone back."""
+        return [claim for _, claim in [*self._let_go.values()]]
+
+    def _due(self) -> list[Claim]:
+        """Return the claims that were let go one lease ago."""
+        now = time.monotonic()
+        return [claim for at, claim in [*self._let_go.values()] if at <= now] if self._let_go else []
+
+    def _take(self, claims: Sequence[Claim]) -> None:
+        with self._lock:
+            self._held.update({claim.tag: claim for claim in claims})
+            self._held_of.update([claim.queue.name for claim in claims])
+            self._jobs_of.update([(claim.queue.name, claim.priority) for claim in claims])
+            self._counts[HeldAs.JOB] += len(claims)
+            self._bytes[HeldAs.JOB] += sum([claim.size for claim in claims])
+
+    def _forget(self, claims: Iterable[Claim], *, let_go: bool = False) -> None:
+        """Hold these no longer, because the server does not hold them for us."""
+        with self._lock:
+            for claim in claims:
+                if self._held.pop(claim.tag, None) is not None:
+                    self._held_of[claim.queue.name] -= 1
+                    self._count(claim, -1)
+                if not let_go and self._let_go:
+                    self._let_go.pop(claim.tag, None)
 
     def _count(self, claim: Claim, change: int) -> None:
-        held_as = claim.held_as
-        self._counts[held_as] += change
-        self._bytes[held_as] += change * claim.size
-        if held_as is HeldAs.JOB:
-            self._jobs[claim.queue.name, claim.priority] += change
-        else:
-            self._aside[claim.queue.name] += change
+        self._counts[claim.held_as] += change
+        self._bytes[claim.held_as] += change * claim.size
+        if claim.held_as is HeldAs.JOB:
+            self._jobs_of[claim.queue.name, claim.priority] += change

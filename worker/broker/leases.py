@@ -1,10 +1,15 @@
-"""The leases that one worker holds on messages. Each step is one atomic script for each queue.
+"""The lease that one worker has on the messages that it holds. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
 2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
-3. A lease ends when its holder settles or gives back, or when it runs out; then any worker may put the message back.
+3. A lease covers everything that its worker holds of a queue. It ends when the worker leaves, or when it runs out; then
+   any worker may put the messages back.
+4. A worker stays among the workers of a queue, where others look for leases that are over, for as long as it holds
+   anything there.
 """
 
+import functools
+import logging
 import os
 import secrets
 import socket
@@ -13,71 +18,55 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import redis
 
 from .. import tuning
+from . import orphans
 from .claims import Claim, ResultRetention, Settled, Settlement
 from .held import HeldClaims
 from .keys import Queue
 from .lua import Scripts
+from .shares import Shares
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Leases:
-    """The leases of one worker, of `lease_s` seconds, at the server and in the db of `client`. Any thread."""
+class Leases(HeldClaims):
+    """The lease of one worker, of `lease_s` seconds, at the server and in the db of `client`. Any thread."""
 
     def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
+        super().__init__(lease_s=lease_s)
+        #: What the tags of this worker begin with, before the colon.
+        self.tag_worker = secrets.token_hex(8)
         #: Tells workers apart: host and process for people, the rest because process ids are used again.
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        #: What is ours as far as this worker knows.
-        self.held_claims = HeldClaims()
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{self.tag_worker}"
         #: Messages that the last claim left to other workers.
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
         #: Set when something was buffered that `flush` should send.
         self.has_buffered = threading.Event()
-        self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
-        #: What the tags of this worker begin with, before the colon.
-        self.tag_worker = self._scripts.tag_worker
-        self._queues: dict[str, Queue] = {}
+        #: Our part in what the workers of a queue share.
+        self.shares = Shares(self.worker)
+        self._scripts = Scripts(client, self.shares, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
         self._next_seq = 0
-        self._drains = False
-        #: Claims whose answer was lost with the connection.
-        self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
+        #: Claims whose answer is not known: one that is under way, and those whose answer was lost.
+        self._unanswered: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
         self._to_give_back: deque[Claim] = deque()
-
-    def holds(self, claim: Claim) -> bool:
-        """Return whether a claim is ours as far as this worker knows."""
-        return self.held_claims.find(claim.tag) is not None
+        self._has_left = False
 
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
-        return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
+        return self._scripts.client.hexists(claim.queue.unacked, claim.tag)
 
     def fetch(self, claims: Sequence[Claim]) -> list[bytes | None]:
         """Return the bytes of messages of one queue that are ours, from the server; None for each that is lost."""
-        queue = claims[0].queue
-        tags = [claim.tag for claim in claims]
-        envelopes = cast("list[bytes | None]", self._scripts.client.hmget(queue.unacked, tags))
-        end = -len(queue.envelope_end.encode())
-        return [envelope and envelope[1:end] for envelope in envelopes]
-
-    def find(self, tag: str) -> Claim | None:
-        """Return the claim of that tag, if it is ours."""
-        return self.held_claims.find(tag)
-
-    def held(self) -> list[Claim]:
-        """Return every claim that is ours, in claim order."""
-        return self.held_claims.in_order()
-
-    def forget(self, claims: Iterable[Claim]) -> None:
-        """Stop holding these. They are not refreshed, so the leases of those that were not settled run out."""
-        self.held_claims.remove(claims)
+        return self._scripts.fetch(claims[0].queue, [claim.tag for claim in claims])
 
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
@@ -85,23 +74,25 @@ class Leases:
         """Claim `limit` messages and `max_bytes` at most, but one message whatever its size; never waits.
 
         `limits` bounds the messages of each of `queues`; None bounds each by `limit`. The highest priority comes first,
-        then the first of `queues`, then the oldest message of a queue. But a sixteenth is for each lower priority.
+        then the first of `queues`, then the oldest message of a queue; but a sixteenth is for each lower priority. If
+        our lease has run out, it is refreshed first.
         """
-        while self._unacknowledged_claims:
-            self._scripts.give_back_claimed(*self._unacknowledged_claims[-1])
-            self._unacknowledged_claims.pop()
+        orphans.give_back_unanswered(self._scripts, self._unanswered, self.tag_worker)
         self._queues.update({queue.name: queue for queue in queues})
         seqs = range(self._next_seq, self._next_seq + limit)
+        self._unanswered.append((queues, seqs))
         # Numbers are used once even if the answer is lost, because two claims must not share tags.
         self._next_seq = seqs.stop
-        try:
-            self.server_time, self.withheld, claims = self._scripts.claim(
-                queues, seqs, max_bytes=max_bytes, limits=limits or [limit] * len(queues), held=self.held_claims
-            )
-        except (redis.ConnectionError, redis.TimeoutError):
-            self._unacknowledged_claims.append((queues, seqs))
-            raise
-        self.held_claims.add(claims)
+        claim = functools.partial(
+            self._scripts.claim, queues, seqs, held=self, limits=limits or [limit] * len(queues), max_bytes=max_bytes
+        )
+        answer = claim()
+        if answer is None and not self._has_left:
+            self.refresh(queues)
+            answer = claim()
+        self.server_time, self.withheld, claims = answer or (self.server_time, 0, [])
+        self._take(claims)
+        self._unanswered.pop()
         return claims
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
@@ -117,7 +108,7 @@ class Leases:
                 answers = self._scripts.settle(chunk, retention)
                 settled.update(zip([item.claim.tag for item in chunk], answers, strict=True))
                 pairs = zip(chunk, answers, strict=True)
-                self.forget(item.claim for item, answer in pairs if answer is not still_ours)
+                self._forget(item.claim for item, answer in pairs if answer is not still_ours)
         return [settled[settlement.claim.tag] for settlement in settlements]
 
     def acknowledge(self, claim: Claim) -> None:
@@ -137,52 +128,60 @@ class Leases:
             redis.RedisError: the server is away or refuses; nothing is lost, and the next `flush` sends it.
         """
         self.has_buffered.clear()
-        if self._drains:
-            self.leave_share()
+        self.shares.flush(self._scripts.client, self._queues)
         self.settle([], ResultRetention(db=self._scripts.db))
         with _taken(self._to_give_back) as claims:
             self.give_back(claims)
+        self.give_back(self._due())
 
-    def give_back(self, claims: Iterable[Claim]) -> None:
-        """Put messages back to the front of their queues, in claim order."""
+    def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
+        """Put messages back to the front of their queues, in claim order.
+
+        With `died` they are flagged as those of a worker that died: whatever the worker has noted as running counts a
+        death.
+        """
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
-            self._scripts.give_back(group[0].queue, [claim.tag for claim in group])
-        self.forget(claims)
+            self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
+        self._forget(claims)
 
-    def leave_share(self) -> None:
-        """Let other workers have this one's share until the next `refresh`."""
-        for queue in list(self._queues.values()):
-            self._scripts.leave_share(queue)
+    def refresh(self, queues: Iterable[Queue]) -> list[Queue]:
+        """Refresh our lease in `queues`, and wherever we hold messages; return where it was refreshed.
 
-    def drain(self) -> None:
-        """Let other workers have this one's share from the next `flush` on, because it claims no more. Never blocks."""
-        self._drains = True
-        self.has_buffered.set()
+        Where it had run out, other workers may have taken messages of ours, so we look for each that we hold.
+        """
+        refreshed = [*{*queues, *self._queues_of_held(), *(claim.queue for claim in self._kept())}]
+        for queue in self._scripts.refresh(refreshed):
+            if self._held_of[queue.name]:
+                claims = [claim for claim in self.held() if claim.queue == queue]
+                held = self._scripts.held(queue, [claim.tag for claim in claims])
+                lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
+                self._forget(lost)
+                logger.warning("Our lease on %s had run out. Of %d jobs %d are lost.", queue.name, len(held), len(lost))
+        return refreshed
 
-    def refresh(self, queues: Sequence[Queue]) -> None:
-        """Refresh everything we hold, and our place among the live workers of `queues`."""
-        held = {claims[0].queue: claims for claims in _by_queue(self.held(), attrgetter("queue.name"))}
-        for queue in {*queues, *held}:
-            claims = held.get(queue, [])
-            tags = [claim.tag for claim in claims]
-            if self._scripts.refresh(queue, tags, claims=not self._drains) < len(tags):
-                scores = self._scripts.client.zmscore(queue.index, tags)
-                self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
+    def sweep(self) -> int:
+        """Give back orphans: all messages of workers whose lease has run out. Return how many."""
+        return orphans.sweep(self._scripts, list(self._queues.values()))
 
-    def sweep(self, most: int = tuning.SWEEP_MAX_JOBS) -> int:
-        """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""
-        return sum(self._scripts.give_back(queue, orphans=most) for queue in list(self._queues.values()))
+    def mend(self) -> None:
+        """Give back strays: messages that the server holds for us, or for nobody, and of which nobody knows."""
+        next_seq = min([self._next_seq, *(seqs.start for _, seqs in [*self._unanswered])])
+        orphans.mend(self._scripts, list(self._queues.values()), self.tag_worker, next_seq, self._knows)
 
     def leave(self, running: Collection[str] = ()) -> None:
         """Send what is buffered, give back whatever is still held, and no longer count as a live worker.
 
-        The tags in `running` are not given back, because their jobs may be why the worker leaves: when their leases run
+        The tags in `running` are not given back, because their jobs may be why the worker leaves: when its lease runs
         out, they count as orphans that were running.
         """
+        self._has_left = True
         self.flush()
-        self.give_back(claim for claim in self.held() if claim.tag not in running)
-        self.leave_share()
+        self.give_back(claim for claim in (*self.held(), *self._kept()) if claim.tag not in running)
+        orphans.give_back_unanswered(self._scripts, self._unanswered, self.tag_worker)
+        if not any(tag in self._held for tag in running):
+            orphans.leave(self._scripts, self.worker, list(self._queues.values()))
+        self.shares.forget(self._scripts.client, self._queues)
 
 
 @contextmanager

@@ -1,37 +1,38 @@
 -- Claims messages: takes them out of their queues and puts them under our lease, all in one step.
 --
--- KEYS  for each of n queues: unacked hash, unacked_index, workers; then the lists, by priority and then by queue; then
+-- KEYS  for each of n queues: unacked hash, workers; then the lists, by priority and then by queue; then
 --       for each queue the hash of what workers hold aside
--- ARGV  1 tag prefix   2 first sequence number   3 lease in seconds   4 messages at most   5 bytes at most
---       6 n   7 worker   8 number of priorities   then the priorities
+-- ARGV  1 tag prefix   2 first sequence number   3 worker   4 messages at most   5 bytes at most
+--       6 n   7 number of priorities   then the priorities
 --       then for each queue: end of its envelope, messages of it at most, messages of it that this worker holds aside
 --       ('' if it has told that before), then for each priority the jobs of it that this worker holds
 -- Reply {time, messages left behind because they are other workers' share,
 --        for each list how many were taken, each message taken (oldest first, list by list)}; {time, 0} if there is none
+--       or {} if this worker's lease in one of the queues has run out: nothing is claimed, because it would be an orphan
 --
 -- A message's tag is prefix .. 12-digit sequence number .. '.' .. priority. So sorted tags are in claim order, and a
 -- tag alone tells to which list its message goes back.
 -- This works over maxmemory, because RPOP frees memory and Redis refuses only a script's first write.
 
 local CHUNK = 16  -- messages popped at once, at most
-local PART = 16   -- a list of a lower priority gets at least this part of a claim
+local CLAIMS_NO_MORE = 'claims no more'  -- instead of the number of messages held aside
+local PART = 16  -- a list of a lower priority gets at least this part of a claim
 
-local prefix, sequence, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local limit, bytes, queues, worker = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local priorities = tonumber(ARGV[8])
+local prefix, sequence, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local limit, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local priorities = tonumber(ARGV[7])
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local expiry = string.format('%.6f', now + lease)
 
-local first_list, first_aside = 3 * queues, 3 * queues + priorities * queues
+local first_list, first_aside = 2 * queues, 2 * queues + priorities * queues
 
 local function list_key(priority, queue)
   return KEYS[first_list + (priority - 1) * queues + queue]
 end
 
 local function argument(queue, place)
-  return ARGV[8 + priorities + (queue - 1) * (3 + priorities) + place]
+  return ARGV[7 + priorities + (queue - 1) * (3 + priorities) + place]
 end
 
 local function jobs_held(queue, priority)
@@ -58,17 +59,19 @@ end
 
 if is_empty() then return {tostring(now), 0} end
 
+-- Returns how many messages live workers hold aside, and how many of these workers claim no more.
 local function held_aside(queue)
-  local count, told = 0, redis.call('HGETALL', KEYS[first_aside + queue])
+  local count, leaving, told = 0, 0, redis.call('HGETALL', KEYS[first_aside + queue])
   for index = 1, #told, 2 do
-    local alive = tonumber(redis.call('ZSCORE', KEYS[3 * queue], told[index]) or 0) > now
-    if alive or told[index] == worker then
-      count = count + tonumber(told[index + 1])
-    else
+    if tonumber(redis.call('ZSCORE', KEYS[2 * queue], told[index]) or 0) <= now then
       redis.call('HDEL', KEYS[first_aside + queue], told[index])
+    elseif told[index + 1] == CLAIMS_NO_MORE then
+      leaving = leaving + 1
+    else
+      count = count + tonumber(told[index + 1])
     end
   end
-  return count
+  return count, leaving
 end
 
 -- A worker holds at most its share of the jobs that wait or are held, so that no other worker is left idle. A worker
@@ -86,8 +89,10 @@ for queue = 1, queues do
     mine[queue] = mine[queue] + jobs_held(queue, priority)
   end
   if backlog > 0 then
-    local held = math.max(mine[queue], redis.call('HLEN', KEYS[3 * queue - 2]) - held_aside(queue))
-    local live = math.max(1, redis.call('ZCOUNT', KEYS[3 * queue], now, '+inf'))
+    if tonumber(redis.call('ZSCORE', KEYS[2 * queue], worker) or 0) <= now then return {} end
+    local aside, leaving = held_aside(queue)
+    local held = math.max(mine[queue], redis.call('HLEN', KEYS[2 * queue - 1]) - aside)
+    local live = math.max(1, redis.call('ZCOUNT', KEYS[2 * queue], now, '+inf') - leaving)
     share[queue] = math.max(0, math.ceil((backlog + held) / live) - mine[queue])
     withheld = withheld + math.max(0, backlog - share[queue])
     share[queue] = math.min(share[queue], tonumber(argument(queue, 2)))
@@ -143,18 +148,16 @@ local messages = {}
 for priority = 1, priorities do
   for queue = 1, queues do
     local popped = taken[list_key(priority, queue)] or {}
-    local envelope_end, suffix = argument(queue, 1), '.' .. ARGV[8 + priority]
+    local envelope_end, suffix = argument(queue, 1), '.' .. ARGV[7 + priority]
     for first = 1, #popped, CHUNK do
-      local fields, scores = {}, {}
+      local fields = {}
       for index = first, math.min(#popped, first + CHUNK - 1) do
         local tag = prefix .. string.format('%012d', sequence) .. suffix
         sequence = sequence + 1
         fields[#fields + 1], fields[#fields + 2] = tag, '[' .. popped[index] .. envelope_end
-        scores[#scores + 1], scores[#scores + 2] = expiry, tag
         messages[#messages + 1] = popped[index]
       end
-      redis.call('HSET', KEYS[3 * queue - 2], unpack(fields))
-      redis.call('ZADD', KEYS[3 * queue - 1], unpack(scores))
+      redis.call('HSET', KEYS[2 * queue - 1], unpack(fields))
     end
     reply[#reply + 1] = #popped
   end

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 from celery.exceptions import InvalidTaskError
-from celery.worker import state
 from celery.worker.request import Request
 
 from ....batchers import Job, JobState
@@ -15,7 +14,7 @@ from ...broker import Claim, HeldAs
 from ..wire.compression import NoRoom
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, full_request
+from ..wire.request import full_request
 from . import worker_state
 from .admission import IN_HAND, Admission
 from .context import WorkerContext
@@ -34,7 +33,6 @@ class CeleryBridge:
         self._leases = context.leases
         self._hub = context.hub
         self._intake = context.intake
-        self._held = context.leases.held_claims
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
         self.admission = Admission(context)
         #: Names of tasks whose messages were left to other workers.
@@ -45,11 +43,9 @@ class CeleryBridge:
 
         Return what their queues delivered: pairs of a queue's name and a task. Claim thread.
         """
-        admitted = self.admission.admit(claims)
-        for claim in admitted.beyond:
-            self._leases.give_back_soon(claim)
-        self._hand_over(admitted.now)
-        return admitted.delivered
+        admitted, delivered = self.admission.admit(claims)
+        self._hand_over(admitted)
+        return delivered
 
     def hand_over_due(self) -> None:
         """Hand over the messages that were parked and are due now. Claim thread."""
@@ -95,12 +91,12 @@ class CeleryBridge:
         self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
-        """Let any worker have the message of a task that this worker does not serve, once its lease is over.
+        """Let any worker have the message of a task that this worker does not serve, after the length of a lease.
 
-        It is not given back, because it would return at once.
+        It is not given back at once, because it would return at once.
         """
         if (claim := self._take_back(request.message.delivery_tag)) is not None:
-            self._leases.forget([claim])
+            self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
         if name not in self._left:
@@ -147,18 +143,15 @@ class CeleryBridge:
         except (TypeError, ValueError):
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
         except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
-            self._leases.forget([claim])
+            logger.exception("The failure of %s could not be stored. It runs again after a lease.", task_id)
+            self._leases.let_go([claim])
             return
         self.acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        in_pool = {
-            request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
-        }
         for claim in self._leases.held():
-            if claim.held_as in IN_HAND and claim.tag not in in_pool:
+            if claim.held_as in IN_HAND and claim.held_as is not HeldAs.POOLED:
                 self._give_back(claim.tag)
 
     def acknowledge(self, tag: str) -> None:
@@ -173,7 +166,7 @@ class CeleryBridge:
     def _take_back(self, tag: str) -> Claim | None:
         """Return the claim of a message that Celery no longer has in hand; None if its lease was lost."""
         if (claim := self._leases.find(tag)) is not None:
-            self._held.change(claim, HeldAs.JOB, len(claim.message))
+            self._leases.change(claim, HeldAs.JOB, len(claim.message))
         return claim
 
 
