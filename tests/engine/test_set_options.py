@@ -74,7 +74,24 @@ def test_small_requests_go_first_once_a_threshold_is_set(jobs: Jobs) -> None:
 
 
 #: What a typo, or a program that computes a value, may send by remote control.
-ODD: list[Any] = [float("inf"), float("-inf"), float("nan"), -1, -0.5, 0, 1, 10**11, 10**30, 1e300, True, None, "none", "", [], {}]
+ODD: list[Any] = [
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    -1,
+    -0.5,
+    0,
+    1,
+    10**11,
+    10**30,
+    1e300,
+    True,
+    None,
+    "none",
+    "",
+    [],
+    {},
+]
 
 
 @pytest.mark.parametrize("option", RUNTIME_OPTIONS)
