@@ -58,16 +58,19 @@ class LeaseRefresher:
             self._keeper.stop()
 
     def _run(self) -> None:
-        next_turn = float("-inf")
+        next_turn, failed = float("-inf"), False
         while not self._stopped.is_set():
             try:
                 if time.monotonic() >= next_turn:
                     self._take_turn()
                     next_turn = time.monotonic() + self._turn_s
                 self._leases.flush()
+                failed = False
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
-                logger.warning("The lease could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                level = logging.DEBUG if failed else logging.WARNING  # one line for each time that Redis is away
+                logger.log(level, "The lease could not be refreshed, trying every %.1f s: %s", self._turn_s, exc)
+                failed = True
                 self._stopped.wait(self._turn_s)
             except Exception:  # without this thread, the worker would lose all that it holds
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
@@ -85,7 +88,7 @@ class LeaseRefresher:
             self._on_hung()
         self._was_hung = hung
         # All orphans go back now, because callers wait.
-        if orphans := self._leases.sweep():
+        if orphans := self._leases.sweep(self._turn_s):
             logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
         if time.monotonic() - self._mended_at >= tuning.MEND_LEASES * self._leases.lease_s:
             self._leases.mend()

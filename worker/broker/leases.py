@@ -160,9 +160,10 @@ class Leases(HeldClaims):
                 logger.warning("Our lease on %s had run out. Of %d jobs %d are lost.", queue.name, len(held), len(lost))
         return refreshed
 
-    def sweep(self) -> int:
-        """Give back orphans: all messages of workers whose lease has run out. Return how many."""
-        return orphans.sweep(self._scripts, list(self._queues.values()))
+    def sweep(self, turn_s: float = 0.0) -> int:
+        """Give back orphans, unless another worker has done so within `turn_s` seconds. Return how many."""
+        queues = list(self._queues.values())
+        return orphans.sweep(self._scripts, queues) if orphans.takes_turn(self._scripts, queues, turn_s) else 0
 
     def mend(self) -> None:
         """Give back strays: messages that the server holds for us, or for nobody, and of which nobody knows."""

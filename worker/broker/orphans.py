@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
+import redis
+
 from .keys import Queue
 from .lua import Scripts, tag_of
 
@@ -23,6 +25,20 @@ def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
                 tags = scripts.tags(queue, lease.tag_worker)
                 count += scripts.give_back(queue, tags, orphans_of=lease, died=True)
     return count
+
+
+def takes_turn(scripts: Scripts, queues: Sequence[Queue], turn_s: float) -> bool:
+    """Return whether no worker of the same queues has swept within `turn_s` seconds; with 0 whether there are queues.
+
+    With one sweep in each turn, the server has as little to do for many idle workers on many queues as for one.
+    """
+    if not queues or not turn_s:
+        return bool(queues)
+    key = f"{queues[0].prefix}batchery:sweep:{','.join(sorted(queue.name for queue in queues))}"
+    try:
+        return bool(scripts.client.set(key, 1, nx=True, px=max(1, int(900 * turn_s))))
+    except redis.ResponseError:  # a full server takes no key
+        return True
 
 
 def leave(scripts: Scripts, worker: str, queues: Iterable[Queue]) -> None:

@@ -67,7 +67,9 @@ class CeleryBridge:
             except NoRoom:
                 self.admission.park(claim, tuning.PARK_AGAIN_S)
             except Exception as exc:
-                logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
+                task, task_id, _ = addressee(claim.message)
+                logger.error("A message for %r with the id %r, which Celery cannot read, is dropped.", task, task_id)
+                logger.debug("That message began with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
     def build_request(self, claim: Claim) -> Request:

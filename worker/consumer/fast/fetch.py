@@ -115,7 +115,7 @@ class QueueSource:
         if claims and small and not self._leases.withheld:
             self._claim_was_small = True
             self._hub.pause()
-        elif claims:
+        elif claims or self._leases.withheld:
             self._retry.once(lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
