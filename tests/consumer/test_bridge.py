@@ -41,7 +41,7 @@ class FakeLeases(HeldClaims):
         self.given_back: list[str] = []
 
     def hold(self, claim: Claim) -> None:
-        self._take([claim])
+        self._take([[claim]])
         self.stored[claim.tag] = claim.message
 
     def lose(self, claim: Claim) -> None:

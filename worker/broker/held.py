@@ -90,23 +90,34 @@ class HeldClaims:
         now = time.monotonic()
         return [claim for at, claim in [*self._let_go.values()] if at <= now] if self._let_go else []
 
-    def _take(self, claims: Sequence[Claim]) -> None:
+    def _take(self, lists: Iterable[Sequence[Claim]]) -> None:
+        """Hold claims, those of each list of a queue together, as jobs."""
         with self._lock:
-            self._held.update({claim.tag: claim for claim in claims})
-            self._held_of.update([claim.queue.name for claim in claims])
-            self._jobs_of.update([(claim.queue.name, claim.priority) for claim in claims])
-            self._counts[HeldAs.JOB] += len(claims)
-            self._bytes[HeldAs.JOB] += sum([claim.size for claim in claims])
+            for claims in lists:
+                name, count = claims[0].queue.name, len(claims)
+                self._held.update([(claim.tag, claim) for claim in claims])
+                self._held_of[name] += count
+                self._jobs_of[name, claims[0].priority] += count
+                self._counts[HeldAs.JOB] += count
+                self._bytes[HeldAs.JOB] += sum([claim.size for claim in claims])
 
     def _forget(self, claims: Iterable[Claim], *, let_go: bool = False) -> None:
         """Hold these no longer, because the server does not hold them for us."""
+        jobs = size = 0  # counted here, because this runs for each job
         with self._lock:
             for claim in claims:
                 if self._held.pop(claim.tag, None) is not None:
-                    self._held_of[claim.queue.name] -= 1
-                    self._count(claim, -1)
+                    name = claim.queue.name
+                    self._held_of[name] -= 1
+                    if claim.held_as is HeldAs.JOB:
+                        self._jobs_of[name, claim.priority] -= 1
+                        jobs, size = jobs + 1, size + claim.size
+                    else:
+                        self._count(claim, -1)
                 if not let_go and self._let_go:
                     self._let_go.pop(claim.tag, None)
+            self._counts[HeldAs.JOB] -= jobs
+            self._bytes[HeldAs.JOB] -= size
 
     def _count(self, claim: Claim, change: int) -> None:
         self._counts[claim.held_as] += change

@@ -90,10 +90,10 @@ class Leases(HeldClaims):
         if answer is None and not self._has_left:
             self.refresh(queues)
             answer = claim()
-        self.server_time, self.withheld, claims = answer or (self.server_time, 0, [])
-        self._take(claims)
+        self.server_time, self.withheld, lists = answer or (self.server_time, 0, [])
+        self._take(lists)
         self._unanswered.pop()
-        return claims
+        return [claim for claims in lists for claim in claims]
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Store results and acknowledge, in one round trip for each queue; return what became of each settlement.

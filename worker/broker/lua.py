@@ -45,11 +45,11 @@ class Scripts:
 
     def claim(
         self, queues: Sequence[Queue], seqs: range, *, held: HeldClaims, limits: Sequence[int], max_bytes: int
-    ) -> tuple[float, int, list[Claim]] | None:
+    ) -> tuple[float, int, list[list[Claim]]] | None:
         """Claim a message for each of `seqs` at most; `limits` are the messages of each of `queues` at most.
 
         `held` is what the worker holds so far. Return Redis TIME in seconds, the messages left to other workers, and
-        the claims; None if our lease in one of the queues has run out.
+        the claims from each list; None if our lease in one of the queues has run out.
         """
         priorities = queues[0].priorities
         lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
@@ -58,22 +58,16 @@ class Scripts:
         keys += [queue.aside for queue in queues]
         args: list[Any] = [self._tag_prefix, seqs.start, self._worker, len(seqs), max_bytes, len(queues)]
         args += (len(priorities), *priorities)
-        with self._shares.telling(queues, held) as news:
-            for queue, limit in zip(queues, limits, strict=True):
-                args += (queue.envelope_end, limit, news[queue.name], *held.jobs_of(queue))
-            reply = self._run("claim", keys, args)
+        aside = [held.aside_of(queue) for queue in queues]
+        for queue, limit, news in zip(queues, limits, self._shares.news(queues, aside), strict=True):
+            args += (queue.envelope_end, limit, news, *held.jobs_of(queue))
+        reply = self._run("claim", keys, args)
+        self._shares.told(queues, aside)
         if not reply:
             return None
         server_time, withheld, *rest = reply
-        prefix, messages = self._tag_prefix, rest[len(lists) :]
-        claims: list[Claim] = []
-        for (queue, step), count in zip(lists, rest, strict=False):
-            first, priority = len(claims), priorities[step]
-            claims += [
-                Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq, priority, len(message))  # noqa: UP031 - faster
-                for seq, message in zip(seqs[first : first + count], messages[first : first + count], strict=True)
-            ]
-        return float(server_time), int(withheld), claims
+        steps = [(queue, priorities[step]) for queue, step in lists]
+        return float(server_time), int(withheld), _claims(self._tag_prefix, steps, seqs, rest)
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Settle claims of one queue; return what became of each."""
@@ -172,3 +166,20 @@ class Scripts:
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)
+
+
+def _claims(prefix: str, lists: Sequence[tuple[Queue, int]], seqs: range, reply: Sequence[Any]) -> list[list[Claim]]:
+    """Return the claims of each of `lists`, from a reply that counts them and then has all messages."""
+    claims: list[list[Claim]] = []
+    messages, first = reply[len(lists) :], 0
+    for (queue, priority), count in zip(lists, reply, strict=False):
+        if count:
+            last = first + count
+            claims.append(
+                [
+                    Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq, priority, len(message))  # noqa: UP031 - faster
+                    for seq, message in zip(seqs[first:last], messages[first:last], strict=True)
+                ]
+            )
+            first = last
+    return claims

@@ -1,11 +1,10 @@
 """What the server is told about this worker's part in the fair share of its queues."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import redis
 
-from .held import HeldClaims
 from .keys import Queue
 
 #: What stands at the server for a worker that claims no more, instead of the messages that it holds aside.
@@ -24,13 +23,18 @@ class Shares:
         self._told: dict[str, int] = {}
         self._leaves = False
 
-    @contextlib.contextmanager
-    def telling(self, queues: Sequence[Queue], held: HeldClaims) -> Iterator[dict[str, int | str]]:
-        """Return for each queue what a claim has to tell: how many messages are held aside, '' if that was told."""
-        aside = {queue.name: held.aside_of(queue) for queue in queues}
-        told, self._told = self._told, dict.fromkeys(aside, -1)  # after an error it is not known what was told
-        yield {name: "" if told.get(name, 0) == count else count for name, count in aside.items()}
-        self._told = {**told, **aside}
+    def news(self, queues: Sequence[Queue], aside: Sequence[int]) -> list[int | str]:
+        """Return for each queue the messages held aside, as a claim has to tell them; '' if that was told before.
+
+        `told` follows, unless there was an error: then it is not known what the server knows.
+        """
+        known = [self._told.get(queue.name, 0) for queue in queues]
+        self._told.update([(queue.name, -1) for queue in queues])
+        return ["" if count == before else count for count, before in zip(aside, known, strict=True)]
+
+    def told(self, queues: Sequence[Queue], aside: Sequence[int]) -> None:
+        """Note what a claim has told."""
+        self._told.update(zip([queue.name for queue in queues], aside, strict=True))
 
     def leave(self) -> None:
         """Let nothing be left to this worker, from the next `flush` on until it claims again. Never blocks."""

@@ -57,7 +57,8 @@ local function is_empty()
   return true
 end
 
-if is_empty() then return {tostring(now), 0} end
+-- One queue's lists are looked at below anyway.
+if queues > 1 and is_empty() then return {tostring(now), 0} end
 
 -- Returns how many messages live workers hold aside, and how many of these workers claim no more.
 local function held_aside(queue)
