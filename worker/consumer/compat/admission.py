@@ -137,6 +137,13 @@ class Admission:
         self._leases.change(claim, HeldAs.POOLED, claim.size)
         return True
 
+    @property
+    def next_due_s(self) -> float:
+        """Seconds until the next parked message is due; one that has no room yet is looked at again soon."""
+        if not self._parked:
+            return tuning.ARRIVAL_WAIT_S
+        return min(max(self._parked[0][0] - time.monotonic(), tuning.CAPACITY_WAIT_S), tuning.ARRIVAL_WAIT_S)
+
     def fetch_due(self) -> list[Claim]:
         """Return parked messages that are due and for which there is room, with their bytes. Claim thread."""
         due = self._take_due()
