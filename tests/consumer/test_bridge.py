@@ -17,7 +17,7 @@ from batchery.worker import tuning
 from batchery.worker.broker import Claim, HeldAs, Queue
 from batchery.worker.broker.held import HeldClaims
 from batchery.worker.broker.retry import RedisRetry
-from batchery.worker.consumer.compat.admission import CELERY, PLAIN
+from batchery.worker.consumer.compat.admission import CELERY, IN_HAND, PLAIN
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
 from celery.exceptions import InvalidTaskError
@@ -263,14 +263,14 @@ def test_messages_with_an_eta_beyond_their_part_of_the_memory_are_parked_until_t
     assert bench.bridge.hand_over(claims) == set()
     held = bench.leases
     assert (held.count(HeldAs.ETA), held.count(HeldAs.PARKED)) == (4, 6)
-    assert held.bytes_of(*HeldAs) < 50_000
+    assert held.bytes_of(HeldAs.JOB, *IN_HAND) < 50_000
     assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
     bench.bridge.hand_over_due()
     assert len(bench.handled) == 4
-    entries, bench.bridge.admission._parked = bench.bridge.admission._parked, []
-    bench.bridge.admission._parked = [(0.0, *entry[1:]) for entry in entries]
-    bench.leases.lose(entries[0][3])  # its lease was lost
-    del bench.leases.stored[entries[1][3].tag]  # and this one, which only the server knows
+    entries, bench.bridge.admission.parking._parked = bench.bridge.admission.parking._parked, []
+    bench.bridge.admission.parking._parked = [(0.0, *entry[1:]) for entry in entries]
+    bench.leases.lose(entries[0][2])  # its lease was lost
+    del bench.leases.stored[entries[1][2].tag]  # and this one, which only the server knows
     bench.bridge.hand_over_due()
     assert len(bench.handled) == 8
     assert held.count(HeldAs.PARKED) == 0
@@ -311,8 +311,8 @@ def test_compressed_messages_that_do_not_fit_together_are_handed_over_one_after_
         assert len(bench.handled) == number
         assert held.count(HeldAs.PARKED) == 3 - number
         bench.handled[-1].ack()
-        parked = bench.bridge.admission._parked
-        bench.bridge.admission._parked = [(0.0, *entry[1:]) for entry in parked]
+        parked = bench.bridge.admission.parking._parked
+        bench.bridge.admission.parking._parked = [(0.0, *entry[1:]) for entry in parked]
         bench.bridge.hand_over_due()
 
 

@@ -1,11 +1,7 @@
 """Decides which messages Celery gets, and when: as many as its pool prefetches, and no more bytes than it may hold."""
 
-import heapq
-import threading
 import time
-from collections.abc import Iterable, Sequence, Set
-from itertools import groupby
-from operator import attrgetter
+from collections.abc import Iterable, Set
 
 from celery.worker.request import Request
 
@@ -16,6 +12,7 @@ from ...engine import Capacity
 from ..wire.kombu_message import addressee
 from . import worker_state
 from .context import WorkerContext
+from .parking import Parking
 
 #: A task name that stands for all calls of batch tasks that go over the Celery bridge, and one for all plain tasks.
 CELERY, PLAIN = "", " "
@@ -36,14 +33,11 @@ class Admission:
         self._consumer = context.consumer
         self._tasks = context.tasks
         self._leases = context.leases
-        self._retry = context.retry
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = int(context.options.held_max_bytes * tuning.CELERY_PART)
         self._probe_at = 0.0
-        #: A heap: when its bytes are to be fetched, its position among the claims, the bytes that it takes, the claim.
-        self._parked: list[tuple[float, int, int, Claim]] = []
-        self._lock = threading.Lock()
+        self.parking = Parking(context.leases, context.retry)
 
     @property
     def _free_bytes(self) -> int:
@@ -86,7 +80,7 @@ class Admission:
             if ahead > 0.0 and self._has_room_for_eta(size):
                 self._leases.change(claim, HeldAs.ETA, size)
             elif ahead > tuning.FETCH_AHEAD_S:
-                self.park(claim, ahead - tuning.FETCH_AHEAD_S)
+                self.parking.park(claim, ahead - tuning.FETCH_AHEAD_S)
                 continue
             elif task is not None and task in self._tasks:  # it joins that task's jobs once Celery has accepted it
                 self._leases.change(claim, HeldAs.BRIDGED, size)
@@ -115,14 +109,6 @@ class Admission:
         """Note the bytes of a message's body."""
         self._leases.change(claim, claim.held_as, max(claim.size, size + tuning.CELERY_OBJECTS_BYTES))
 
-    def park(self, claim: Claim, seconds: float) -> None:
-        """Keep a message's lease, and fetch its bytes again after `seconds`."""
-        entry = (time.monotonic() + seconds, claim.seq, claim.size, claim)
-        self._leases.change(claim, HeldAs.PARKED, 0)
-        claim.message = b""
-        with self._lock:
-            heapq.heappush(self._parked, entry)
-
     @property
     def in_pool(self) -> Set[str]:
         """The tags of plain tasks that wait for a thread of Celery's pool, or run there. Any thread."""
@@ -137,45 +123,6 @@ class Admission:
         self._leases.change(claim, HeldAs.POOLED, claim.size)
         return True
 
-    @property
-    def next_due_s(self) -> float:
-        """Seconds until the next parked message is due; one that has no room yet is looked at again soon."""
-        if not self._parked:
-            return tuning.ARRIVAL_WAIT_S
-        return min(max(self._parked[0][0] - time.monotonic(), tuning.CAPACITY_WAIT_S), tuning.ARRIVAL_WAIT_S)
-
     def fetch_due(self) -> list[Claim]:
         """Return parked messages that are due and for which there is room, with their bytes. Claim thread."""
-        due = self._take_due()
-        fetched: list[Claim] = []
-        for _, group in groupby(sorted(due, key=_queue_name), key=_queue_name):
-            claims = [claim for claim in group if self._leases.holds(claim)]
-            messages = self._retry.once(lambda claims=claims: self._leases.fetch(claims)) if claims else []  # type: ignore[misc]
-            if messages is None:
-                for claim in claims:
-                    self.park(claim, tuning.PARK_AGAIN_S)
-                continue
-            for claim, message in zip(claims, messages, strict=True):
-                if message is None:
-                    self._leases.let_go([claim])
-                else:
-                    claim.message = message
-                    self._leases.change(claim, HeldAs.ETA, len(message) + tuning.CELERY_OBJECTS_BYTES)
-                    fetched.append(claim)
-        return fetched
-
-    def _take_due(self) -> Sequence[Claim]:
-        due: list[Claim] = []
-        if not self._parked or self._parked[0][0] > (now := time.monotonic()):
-            return due
-        free = self._free_bytes
-        with self._lock:
-            while self._parked and self._parked[0][0] <= now and len(due) < tuning.FETCH_MAX_JOBS:
-                free -= self._parked[0][2]
-                if free < 0 and (due or self._leases.bytes_of(*IN_HAND)):
-                    break
-                due.append(heapq.heappop(self._parked)[3])
-        return due
-
-
-_queue_name = attrgetter("queue.name")
+        return self.parking.fetch_due(self._free_bytes, is_empty=not self._leases.bytes_of(*IN_HAND))

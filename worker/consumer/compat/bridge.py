@@ -65,7 +65,7 @@ class CeleryBridge:
                 self.admission.decompressed(claim, len(message.body))
                 self._consumer.handle_message(message)
             except NoRoom:
-                self.admission.park(claim, tuning.PARK_AGAIN_S)
+                self.admission.parking.park(claim, tuning.PARK_AGAIN_S)
             except Exception as exc:
                 task, task_id, _ = addressee(claim.message)
                 logger.error("A message for %r with the id %r, which Celery cannot read, is dropped.", task, task_id)

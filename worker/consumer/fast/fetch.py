@@ -66,7 +66,7 @@ class QueueSource:
                 return []
         self._waited_in_vain = False
         arrived = not selection.left_out and self._retry.once(
-            lambda: self._watcher.wait(selection.queues, self._bridge.admission.next_due_s)
+            lambda: self._watcher.wait(selection.queues, self._bridge.admission.parking.next_due_s)
         )
         if not arrived or self._intake.hung:
             # The watcher itself looks at the queues when a wait begins, so that a claim would tell nothing new.
