@@ -11,17 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from batchery.batchers import Job, JobState
 from batchery.configs import TaskOptions, WorkerOptions
 from batchery.worker import tuning
 from batchery.worker.broker import Claim, HeldAs, Queue
 from batchery.worker.broker.held import HeldClaims
 from batchery.worker.broker.retry import RedisRetry
-from batchery.worker.consumer.compat.admission import CELERY, IN_HAND, PLAIN
+from batchery.worker.consumer.compat.admission import CELERY, PLAIN
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
-from celery.exceptions import InvalidTaskError
+from batchery.worker.consumer.compat.in_hand import IN_HAND
+from celery.exceptions import InvalidTaskError, Reject
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
 QUEUE = Queue("celery")
 
@@ -67,6 +70,9 @@ class FakeBackend:
     def __init__(self) -> None:
         self.failures: dict[str, Exception] = {}
         self.error: Exception | None = None
+
+    def exception_safe_to_retry(self, error: Exception) -> bool:
+        return False
 
     def mark_as_failure(self, task_id: str, error: Exception) -> None:
         if self.error is not None:
@@ -166,6 +172,23 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
 
 
+@pytest.mark.parametrize("error", [redis.ConnectionError("away"), OperationalError("away"), Reject("no", requeue=True)])
+def test_a_request_for_which_a_server_was_away_goes_back_to_its_queue(bench: Bench, error: Exception) -> None:
+    request = bench.request("a")
+    request.task.backend = bench.backend
+    bench.bridge.give_up(request, error)
+    assert (bench.leases.acknowledged, bench.leases.given_back) == ([], ["a"])
+
+
+def test_a_message_that_celery_cannot_take_while_a_server_is_away_goes_back_to_its_queue(bench: Bench) -> None:
+    def handle(_: Any) -> None:
+        raise redis.ConnectionError("the revocation of a call could not be stored")
+
+    bench.bridge._consumer.handle_message = handle
+    bench.bridge.hand_over([bench.claim("a")])
+    assert (bench.leases.acknowledged, bench.leases.given_back, bench.backend.failures) == ([], ["a"], {})
+
+
 def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:
     request = bench.request("b")
     bench.bridge.take(request)
@@ -206,16 +229,16 @@ def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(b
 
 def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_its_pool_has(bench: Bench) -> None:
     running, _waits = bench.request("running"), bench.request("waits")
-    assert bench.bridge.admission.enter_pool(running)
+    assert bench.bridge.enter_pool(running)
     bench.bridge.connection_lost()
     assert bench.leases.given_back == ["waits"]
-    assert bench.bridge.admission.in_pool == {"running"}
+    assert bench.bridge.in_hand.in_pool == {"running"}
 
 
 def test_a_plain_task_whose_message_was_lost_does_not_enter_the_pool(bench: Bench) -> None:
     request = bench.request("a")
     bench.leases.lose(bench.leases.held()[0])
-    assert not bench.bridge.admission.enter_pool(request)
+    assert not bench.bridge.enter_pool(request)
 
 
 def calls(bench: Bench, count: int, task: str = "t", **headers: Any) -> list[Claim]:

@@ -35,7 +35,7 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     seq: int
     #: The list that it was taken from.
     priority: int = 0
-    #: Bytes that it takes in this worker, or would take if it were not parked. Changed by `HeldClaims` alone, as the next field.
+    #: Bytes that it takes here, or would take if it were not parked. Only `HeldClaims` changes this, and the next field.
     size: int = 0
     held_as: HeldAs = HeldAs.JOB
 
@@ -78,11 +78,13 @@ class Settlement(NamedTuple):
 class Settled(enum.IntEnum):
     """What became of a settlement."""
 
-    #: The lease was lost: another worker answers this job.
+    #: The lease was lost, and there is an answer already.
     LOST = 0
     DONE = 1
     #: Not settled and still ours: this result completes a chord, so Celery must store it and send the callback.
     NEEDS_CELERY = 2
+    #: The lease was lost, but nobody else had answered, so the result is stored. Nothing is acknowledged.
+    LATE = 3
 
 
 class ResultRetention(NamedTuple):

@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from .claims import Claim, HeldAs
+from .claims import Claim, HeldAs, Settlement
 from .keys import Queue
 
 
@@ -15,6 +15,10 @@ class HeldClaims:
 
     def __init__(self, *, lease_s: float) -> None:
         self.lease_s = lease_s
+        #: Set when something was buffered that `Leases.flush` should send.
+        self.has_buffered = threading.Event()
+        self._acknowledgements: deque[Settlement] = deque()
+        self._to_give_back: deque[Claim] = deque()
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -65,6 +69,16 @@ class HeldClaims:
             claim.held_as, claim.size = held_as, size
             if is_held:
                 self._count(claim, 1)
+
+    def acknowledge(self, claim: Claim) -> None:
+        """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
+        self._acknowledgements.append(Settlement(claim))
+        self.has_buffered.set()
+
+    def give_back_soon(self, claim: Claim) -> None:
+        """Buffer a claim, which the next `flush` gives back. Never blocks."""
+        self._to_give_back.append(claim)
+        self.has_buffered.set()
 
     def let_go(self, claims: Iterable[Claim]) -> None:
         """Stop holding these, which go back after the length of a lease. Never blocks."""

@@ -1,7 +1,8 @@
 """The lease that one worker has on the messages that it holds. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
-2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
+2. Only the holder of the lease acknowledges, together with the result. Without a lease a result is stored only where
+   there is none.
 3. A lease covers everything that its worker holds of a queue. It ends when the worker leaves, or when it runs out; then
    any worker may put the messages back.
 4. A worker stays among the workers of a queue, where others look for leases that are over, for as long as it holds
@@ -13,7 +14,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,21 +48,23 @@ class Leases(HeldClaims):
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
-        #: Set when something was buffered that `flush` should send.
-        self.has_buffered = threading.Event()
         #: Our part in what the workers of a queue share.
         self.shares = Shares(self.worker)
         self._scripts = Scripts(client, self.shares, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
+        #: Raises the error with which the server refuses writes to a queue now, if it does.
+        self.check_server = self._scripts.check_server
         self._next_seq = 0
         #: Claims whose answer is not known: one that is under way, and those whose answer was lost.
         self._unanswered: list[tuple[Sequence[Queue], range]] = []
-        self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
         self._has_left = False
 
-    def still_held(self, claim: Claim) -> bool:
-        """Ask the server whether a claim is ours."""
-        return self._scripts.client.hexists(claim.queue.unacked, claim.tag)
+    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
+        """Ask the server which claims are ours, once for each queue."""
+        held: dict[str, bool] = {}
+        for group in _by_queue(claims, attrgetter("queue.name")):
+            tags = [claim.tag for claim in group]
+            held.update(zip(tags, self._scripts.held(group[0].queue, tags), strict=True))
+        return [held[claim.tag] for claim in claims]
 
     def fetch(self, claims: Sequence[Claim]) -> list[bytes | None]:
         """Return the bytes of messages of one queue that are ours, from the server; None for each that is lost."""
@@ -111,16 +113,6 @@ class Leases(HeldClaims):
                 self._forget(item.claim for item, answer in pairs if answer is not still_ours)
         return [settled[settlement.claim.tag] for settlement in settlements]
 
-    def acknowledge(self, claim: Claim) -> None:
-        """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
-        self._acknowledgements.append(Settlement(claim))
-        self.has_buffered.set()
-
-    def give_back_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.append(claim)
-        self.has_buffered.set()
-
     def flush(self) -> None:
         """Send what is buffered.
 
@@ -135,11 +127,7 @@ class Leases(HeldClaims):
         self.give_back(self._due())
 
     def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
-        """Put messages back to the front of their queues, in claim order.
-
-        With `died` they are flagged as those of a worker that died: whatever the worker has noted as running counts a
-        death.
-        """
+        """Put messages back to the front of their queues, in claim order; with `died` as those of a dead worker."""
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
             self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
@@ -154,14 +142,19 @@ class Leases(HeldClaims):
         for queue in self._scripts.refresh(refreshed):
             if self._held_of[queue.name]:
                 claims = [claim for claim in self.held() if claim.queue == queue]
-                held = self._scripts.held(queue, [claim.tag for claim in claims])
-                lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
+                tags = self._scripts.tags(queue, self.tag_worker)
+                lost = [claim for claim in claims if claim.tag not in tags]
                 self._forget(lost)
-                logger.warning("Our lease on %s had run out. Of %d jobs %d are lost.", queue.name, len(held), len(lost))
+                logger.warning(
+                    "Our lease on %s had run out. Others have %d of %d jobs.", queue.name, len(lost), len(claims)
+                )
         return refreshed
 
     def sweep(self, turn_s: float = 0.0) -> int:
-        """Give back orphans, unless another worker has done so within `turn_s` seconds. Return how many."""
+        """Give back messages of workers whose lease has run out; return how many: 0 if there are none any more.
+
+        It does nothing if another worker has done so within `turn_s` seconds.
+        """
         queues = list(self._queues.values())
         return orphans.sweep(self._scripts, queues) if orphans.takes_turn(self._scripts, queues, turn_s) else 0
 

@@ -1,7 +1,7 @@
 """The Lua scripts of the folder `scripts`: their KEYS, their ARGV and their replies."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,8 +54,7 @@ class Scripts:
         priorities = queues[0].priorities
         lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
         keys = [key for queue in queues for key in (queue.unacked, queue.workers)]
-        keys += [queue.lists[step] for queue, step in lists]
-        keys += [queue.aside for queue in queues]
+        keys += [*(queue.lists[step] for queue, step in lists), *(queue.aside for queue in queues)]
         args: list[Any] = [self._tag_prefix, seqs.start, self._worker, len(seqs), max_bytes, len(queues)]
         args += (len(priorities), *priorities)
         aside = [held.aside_of(queue) for queue in queues]
@@ -66,8 +65,7 @@ class Scripts:
         if not reply:
             return None
         server_time, withheld, *rest = reply
-        steps = [(queue, priorities[step]) for queue, step in lists]
-        return float(server_time), int(withheld), _claims(self._tag_prefix, steps, seqs, rest)
+        return float(server_time), int(withheld), _claims(self._tag_prefix, lists, seqs, rest)
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Settle claims of one queue; return what became of each."""
@@ -91,23 +89,30 @@ class Scripts:
         return [_SETTLED[answer] for answer in self._run("settle", keys, args)]
 
     def give_back(
-        self, queue: Queue, tags: Collection[str], *, orphans_of: Lease | None = None, died: bool = False
+        self,
+        queue: Queue,
+        tags: Collection[str],
+        *,
+        orphans_of: Lease | None = None,
+        died: bool = False,
+        most: int | None = None,
     ) -> int:
         """Give back the messages of `tags` that are still held, the oldest to the front; return how many.
 
         With `orphans_of` these are all that this worker left, and it leaves the workers of the queue. If it has
         refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as those of a worker that died.
+        `most` bounds the messages, so that the newest of them go back.
         """
         keys = [queue.unacked, queue.workers, *queue.lists]
         worker, lease_end = orphans_of or ("", 0.0)
         priorities = ",".join(map(str, queue.priorities))
         args = [len(queue.envelope_end), priorities, tuning.SWEEP_MAX_BYTES, queue.running, "1" if died else ""]
         args += [worker, repr(lease_end)]
-        newest_first = sorted(tags, reverse=True)
+        newest_first = sorted(tags, reverse=True)[:most]
         begin = given_back = 0
         while True:  # in pieces, so that no script keeps the server busy for long
             chunk = newest_first[begin : begin + tuning.SWEEP_MAX_JOBS]
-            is_last = orphans_of is not None and begin + len(chunk) == len(newest_first)
+            is_last = orphans_of is not None and begin + len(chunk) == len(tags)
             seen, count = self._run("give_back", keys, [*args, "1" if is_last else "", *chunk])
             begin, given_back = begin + seen, given_back + count
             if begin == len(newest_first) or not seen:
@@ -132,16 +137,6 @@ class Scripts:
         """Add another worker, with a lease of the usual length."""
         self._run("refresh", [queue.workers], [self._lease_s, worker, "1"])
 
-    def held(self, queue: Queue, tags: Sequence[str]) -> list[bool]:
-        """Return for each tag whether the server holds its message."""
-        answers: list[bool] = []
-        for begin in range(0, len(tags), tuning.SCAN_COUNT):
-            with self.client.pipeline(transaction=False) as pipeline:
-                for tag in tags[begin : begin + tuning.SCAN_COUNT]:
-                    pipeline.hexists(queue.unacked, tag)
-                answers += map(bool, pipeline.execute())
-        return answers
-
     def tags(self, queue: Queue, worker: str = "*") -> set[str]:
         """Return the tags of all messages of a queue that are held, or of those whose tags begin with `worker`."""
         names: list[Any] = []
@@ -156,6 +151,13 @@ class Scripts:
             names = list(self.client.hkeys(queue.unacked))
         return {name.decode() for name in names if worker == "*" or name.startswith(f"{worker}:".encode())}
 
+    def held(self, queue: Queue, tags: Iterable[str]) -> list[bool]:
+        """Return which tags are those of messages that are held."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            for tag in tags:
+                pipeline.hexists(queue.unacked, tag)
+            return [bool(is_held) for is_held in pipeline.execute()]
+
     def workers(self, queue: Queue) -> tuple[float, list[Lease]]:
         """Return Redis TIME in seconds, and the workers of a queue."""
         with self.client.pipeline(transaction=False) as pipeline:
@@ -164,17 +166,21 @@ class Scripts:
             (seconds, micros), workers = pipeline.execute()
         return seconds + micros / 1e6, [Lease(name.decode(), end) for name, end in workers]
 
+    def check_server(self, queue: Queue) -> None:
+        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
+        self.client.zadd(queue.workers, {"": 0}, xx=True)
+
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)
 
 
 def _claims(prefix: str, lists: Sequence[tuple[Queue, int]], seqs: range, reply: Sequence[Any]) -> list[list[Claim]]:
-    """Return the claims of each of `lists`, from a reply that counts them and then has all messages."""
+    """Return the claims from each of `lists`, a queue and the place of a priority, by a reply that counts them and then has all messages."""
     claims: list[list[Claim]] = []
     messages, first = reply[len(lists) :], 0
-    for (queue, priority), count in zip(lists, reply, strict=False):
+    for (queue, step), count in zip(lists, reply, strict=False):
         if count:
-            last = first + count
+            priority, last = queue.priorities[step], first + count
             claims.append(
                 [
                     Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq, priority, len(message))  # noqa: UP031 - faster

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import redis
 
+from .. import tuning
 from .keys import Queue
 from .lua import Scripts, tag_of
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
-    """Give back everything that workers held whose lease is over; return how many messages.
+    """Give back what workers held whose lease is over; return how many messages: 0 if there are none any more.
 
     Such a worker leaves the workers of the queue once it holds nothing there. Many workers may sweep at once: each goes
     from the newest message to the oldest and passes over what is gone, so that the order of the messages stays.
@@ -23,7 +24,7 @@ def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
         for lease in workers:
             if lease.end <= now:
                 tags = scripts.tags(queue, lease.tag_worker)
-                count += scripts.give_back(queue, tags, orphans_of=lease, died=True)
+                count += scripts.give_back(queue, tags, orphans_of=lease, died=True, most=tuning.SWEEP_MOST)
     return count
 
 

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -22,14 +23,17 @@ from ...batchers import BatcheryError
 from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
-from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
+from ..broker import ArrivalWatcher, Leases, Queue, RunningNote
 from ..broker.keeper_process import KeeperProcess
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
+from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.pool import report_errors
+from .compat.worker_exit import StopLimit
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -47,7 +51,9 @@ class Batching(bootsteps.StartStopStep):
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
-        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung} if c.engine else "starting"}
+        if c.engine is None:
+            return {"batchery": "starting"}
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung, **c.retry.outage.report()}}
 
 
 class BatchConsumer(Consumer):
@@ -63,19 +69,22 @@ class BatchConsumer(Consumer):
     def __init__(self, on_task_request: Callable[[Request], object], init_callback: Any = noop, **kwargs: Any) -> None:
         """Get ready, if this app and this pool can work."""
         app: Celery = kwargs["app"]
-        _refuse_other_brokers(app)
-        _refuse_other_pools(kwargs["pool"])
+        _prepare(app, kwargs["pool"])
+        report_errors(kwargs["pool"], lambda request, error: self._bridge.give_up(request, error))
         app.amqp.Consumer = QuietConsumer
         try:
             self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
-        names = ", ".join(self.settings.tasks) or "none"
-        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, names)
+        logger.info(
+            "Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.settings.tasks) or "none"
+        )
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
+        self.retry = RedisRetry()
+        self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:
@@ -84,7 +93,7 @@ class BatchConsumer(Consumer):
             self._bridge.take(request)
         elif name in self.settings.unserved:
             self._bridge.leave_to_others(request)
-        elif self._bridge.admission.enter_pool(request):
+        elif self._bridge.enter_pool(request):
             self._to_pool(request)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
@@ -124,6 +133,7 @@ class BatchConsumer(Consumer):
 
     def stop(self) -> None:
         """Drain the engine, then stop as Celery does."""
+        self._stop_limit.start()
         timeout = self.settings.worker.drain_timeout_s
         if self.engine is not None and not self.engine.drain(timeout):
             logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
@@ -132,16 +142,18 @@ class BatchConsumer(Consumer):
     def shutdown(self) -> None:
         """Stop as Celery does; by then the pool has stopped, too, so give back what is left."""
         super().shutdown()
-        if self.engine is None:
-            return
+        if self.engine is not None:
+            self._leave(self.engine)
+        self._stop_limit.cancel()
+
+    def _leave(self, engine: Engine) -> None:
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            self._leases.leave({job.reply.claim.tag for job in self.engine.suspects})
+            self._leases.leave({job.reply.claim.tag for job in engine.suspects})
         except redis.RedisError as exc:
             logger.warning(
-                "Jobs could not be given back. They run elsewhere when the lease of this worker has run out. Redis: %s",
-                exc,
+                "Jobs are not given back. They run elsewhere when the worker's lease has run out. Redis: %s", exc
             )
         self._watcher.close()
         self._note.close()
@@ -150,20 +162,19 @@ class BatchConsumer(Consumer):
     def _start_engine(self) -> None:
         options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
-        client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
+        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=partial(reconnect, self))
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
         hub = self._hub_calls = HubCalls(self.hub)
         state = EngineState(tasks, options)
         context = WorkerContext(
-            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=RedisRetry(), intake=state
+            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=self.retry, intake=state
         )
         events = Events(self)
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
         expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
-        prefix = channel.global_keyprefix
-        self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
+        self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
         engine = Engine(state, source, sink)
         try:
@@ -177,6 +188,7 @@ class BatchConsumer(Consumer):
             self._queues,
             hung=lambda: state.hung,
             on_hung=source.give_back_rest,
+            outage=self.retry.outage,
             keeper=KeeperProcess(
                 client, worker=leases.worker, lease_s=options.lease_s, limit_s=lambda: state.longest_time_limit_s
             ),
@@ -187,9 +199,7 @@ class BatchConsumer(Consumer):
 
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""
-        consumer = self.task_consumer
-        if consumer is not None and consumer.channel is not None:
-            channel = consumer.channel
+        if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
             self._claimed_queues = [
                 Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
                 for queue in tuple(consumer.queues)
@@ -204,6 +214,22 @@ def _spare_the_garbage_collector() -> None:
     gc.freeze()  # what exists once the models are loaded stays for ever
     if gc.get_threshold()[0] == 700:  # Python's own up to 3.13, so the app has not chosen another one
         gc.set_threshold(tuning.GC_THRESHOLD, *gc.get_threshold()[1:])
+
+
+def _prepare(app: Celery, pool: object) -> None:
+    """Refuse an app or a pool that cannot work, and change the app's settings that its backends need."""
+    _refuse_other_brokers(app)
+    _refuse_other_pools(pool)
+    _let_backends_try_again(app)
+
+
+def _let_backends_try_again(app: Celery) -> None:
+    """Let the backends of plain tasks' threads try again while their server is away, unless the app says otherwise."""
+    own = app.backend  # made before, so that the event loop's own backend never waits
+    if not (own.thread_safe or app.conf.value_set_for("result_backend_always_retry")):
+        app.conf.result_backend_always_retry = True
+        app.conf.result_backend_max_retries = tuning.RESULT_MAX_RETRIES
+        app.conf.result_backend_max_sleep_between_retries_ms = tuning.RESULT_LONGEST_PAUSE_MS
 
 
 def _refuse_other_brokers(app: Celery) -> None:

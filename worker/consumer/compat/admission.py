@@ -1,24 +1,19 @@
 """Decides which messages Celery gets, and when: as many as its pool prefetches, and no more bytes than it may hold."""
 
 import time
-from collections.abc import Iterable, Set
-
-from celery.worker.request import Request
+from collections.abc import Iterable
 
 from ....configs import TaskOptions
 from ... import tuning
 from ...broker import Claim, HeldAs
 from ...engine import Capacity
 from ..wire.kombu_message import addressee
-from . import worker_state
 from .context import WorkerContext
+from .in_hand import IN_HAND
 from .parking import Parking
 
 #: A task name that stands for all calls of batch tasks that go over the Celery bridge, and one for all plain tasks.
 CELERY, PLAIN = "", " "
-
-#: What Celery has in hand.
-IN_HAND = (HeldAs.BRIDGED, HeldAs.PLAIN, HeldAs.POOLED, HeldAs.ETA)
 
 
 class Admission:
@@ -108,20 +103,6 @@ class Admission:
     def decompressed(self, claim: Claim, size: int) -> None:
         """Note the bytes of a message's body."""
         self._leases.change(claim, claim.held_as, max(claim.size, size + tuning.CELERY_OBJECTS_BYTES))
-
-    @property
-    def in_pool(self) -> Set[str]:
-        """The tags of plain tasks that wait for a thread of Celery's pool, or run there. Any thread."""
-        return {claim.tag for claim in self._leases.held() if claim.held_as is HeldAs.POOLED}
-
-    def enter_pool(self, request: Request) -> bool:
-        """Note that a plain task goes to Celery's pool; return False if its message was lost while it waited."""
-        claim = self._leases.find(request.message.delivery_tag)
-        if claim is None:  # it runs elsewhere
-            worker_state.forget([request])
-            return False
-        self._leases.change(claim, HeldAs.POOLED, claim.size)
-        return True
 
     def fetch_due(self) -> list[Claim]:
         """Return parked messages that are due and for which there is room, with their bytes. Claim thread."""

@@ -10,30 +10,32 @@ from celery.worker.request import Request
 
 from ....batchers import Job, JobState
 from ... import tuning
-from ...broker import Claim, HeldAs
+from ...broker import Claim
 from ..wire.compression import NoRoom
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
-from .admission import IN_HAND, Admission
+from .admission import Admission
 from .context import WorkerContext
+from .in_hand import IN_HAND, InHand
+from .mishaps import Mishaps
+from .postpone import passes
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge:
+class CeleryBridge(Mishaps):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self._consumer = context.consumer
-        self._leases = context.leases
-        self._hub = context.hub
+        super().__init__(context)
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self.give_back)
+        self.in_hand = InHand(context.leases)
         self.admission = Admission(context)
         #: Names of tasks whose messages were left to other workers.
         self._left: set[str] = set()
@@ -67,6 +69,10 @@ class CeleryBridge:
             except NoRoom:
                 self.admission.parking.park(claim, tuning.PARK_AGAIN_S)
             except Exception as exc:
+                if passes(exc):  # Celery stores that a call is revoked, for example
+                    logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
+                    self.give_back(claim.tag)
+                    continue
                 task, task_id, _ = addressee(claim.message)
                 logger.error("A message for %r with the id %r, which Celery cannot read, is dropped.", task, task_id)
                 logger.debug("That message began with %r.", claim.message[:200], exc_info=exc)
@@ -76,9 +82,16 @@ class CeleryBridge:
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
+    def enter_pool(self, request: Request) -> bool:
+        """Note that a plain task goes to Celery's pool; return False if its lease was lost, so that others run it."""
+        ours = self.in_hand.enter_pool(request.message.delivery_tag)
+        if not ours:
+            worker_state.forget([request])
+        return ours
+
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
-        claim = self._take_back(request.message.delivery_tag)
+        claim = self.in_hand.take_back(request.message.delivery_tag)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
             return
@@ -97,7 +110,7 @@ class CeleryBridge:
 
         It is not given back at once, because it would return at once.
         """
-        if (claim := self._take_back(request.message.delivery_tag)) is not None:
+        if (claim := self.in_hand.take_back(request.message.delivery_tag)) is not None:
             self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
@@ -115,8 +128,8 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.fail(job.id, job.reply.claim, exc)
-            revoked = True
+            self.give_up(job.reply, exc)
+            return
         if revoked:
             worker_state.forget([job.reply])
         else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
@@ -127,49 +140,20 @@ class CeleryBridge:
             self._leases.give_back_soon(job.reply.claim)
             worker_state.forget([job.reply])
 
-    def refuse(self, tag: str, error: Exception) -> None:
-        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
-            return
-        task_id = addressee(claim.message).id
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
-
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again after a lease.", task_id)
-            self._leases.let_go([claim])
-            return
-        self.acknowledge(claim.tag)
-
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        for claim in self._leases.held():
-            if claim.held_as in IN_HAND and claim.held_as is not HeldAs.POOLED:
-                self._give_back(claim.tag)
+        for tag in self.in_hand.waiting:
+            self.give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
-        if (claim := self._take_back(tag)) is not None:
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def _give_back(self, tag: str) -> None:
-        if (claim := self._take_back(tag)) is not None:
+    def give_back(self, tag: str) -> None:
+        """Give a message back, if it is still ours."""
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.give_back_soon(claim)
-
-    def _take_back(self, tag: str) -> Claim | None:
-        """Return the claim of a message that Celery no longer has in hand; None if its lease was lost."""
-        if (claim := self._leases.find(tag)) is not None:
-            self._leases.change(claim, HeldAs.JOB, len(claim.message))
-        return claim
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

@@ -44,7 +44,7 @@ class Parking:
         fetched: list[Claim] = []
         for _, group in groupby(sorted(due, key=_queue_name), key=_queue_name):
             claims = [claim for claim in group if self._leases.holds(claim)]
-            messages = self._retry.once(lambda claims=claims: self._leases.fetch(claims)) if claims else []  # type: ignore[misc]
+            messages = self._retry.once("fetch", lambda claims=claims: self._leases.fetch(claims)) if claims else []  # type: ignore[misc]
             if messages is None:
                 for claim in claims:
                     self.park(claim, tuning.PARK_AGAIN_S)

@@ -66,7 +66,7 @@ class QueueSource:
                 return []
         self._waited_in_vain = False
         arrived = not selection.left_out and self._retry.once(
-            lambda: self._watcher.wait(selection.queues, self._bridge.admission.parking.next_due_s)
+            "wait", lambda: self._watcher.wait(selection.queues, self._bridge.admission.parking.next_due_s)
         )
         if not arrived or self._intake.hung:
             # The watcher itself looks at the queues when a wait begins, so that a claim would tell nothing new.
@@ -93,12 +93,9 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but what user code works on, because it hangs. Lease thread.
-
-        Plain tasks in Celery's pool stay, too, because they run.
-        """
+        """Let other workers have everything but what runs, here or in Celery's pool, because user code hangs."""
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
-        running |= self._bridge.admission.in_pool
+        running |= self._bridge.in_hand.in_pool
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         self._leases.shares.leave()
         end_worker_unless_it_recovers(self._context)
@@ -116,7 +113,7 @@ class QueueSource:
             self._claim_was_small = True
             self._hub.pause()
         elif claims or self._leases.withheld:
-            self._retry.once(lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
+            self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _follow_up_small_claim(self) -> None:
@@ -124,7 +121,7 @@ class QueueSource:
         self._claim_was_small = False
         self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
-        self._retry.once(lambda: self._watcher.wake_next_worker(more=False))
+        self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=False))
 
     def _wait_for_capacity(self) -> None:
         self._waited_in_vain = False
