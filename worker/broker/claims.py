@@ -35,7 +35,7 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     seq: int
     #: The list that it was taken from.
     priority: int = 0
-    #: Bytes that it takes here, or would take if it were not parked. Only `HeldClaims` changes this, and the next field.
+    #: Bytes that it takes here, or would take if it were not parked. Only `HeldClaims` changes it, and the next field.
     size: int = 0
     held_as: HeldAs = HeldAs.JOB
 

@@ -175,7 +175,10 @@ class Scripts:
 
 
 def _claims(prefix: str, lists: Sequence[tuple[Queue, int]], seqs: range, reply: Sequence[Any]) -> list[list[Claim]]:
-    """Return the claims from each of `lists`, a queue and the place of a priority, by a reply that counts them and then has all messages."""
+    """Return the claims from each of `lists`, by a reply that counts them and then has all messages.
+
+    A list is told by its queue and the place of its priority.
+    """
     claims: list[list[Claim]] = []
     messages, first = reply[len(lists) :], 0
     for (queue, step), count in zip(lists, reply, strict=False):

@@ -80,6 +80,7 @@ end
 local share, mine, waiting, withheld = {}, {}, {}, 0
 local highest = priorities  -- of the lists that have messages
 for queue = 1, queues do
+  if tonumber(redis.call('ZSCORE', KEYS[2 * queue], worker) or 0) <= now then return {} end
   local backlog = 0
   share[queue], mine[queue], waiting[queue] = 0, 0, {}
   for priority = 1, priorities do
@@ -90,7 +91,6 @@ for queue = 1, queues do
     mine[queue] = mine[queue] + jobs_held(queue, priority)
   end
   if backlog > 0 then
-    if tonumber(redis.call('ZSCORE', KEYS[2 * queue], worker) or 0) <= now then return {} end
     local aside, leaving = held_aside(queue)
     local held = math.max(mine[queue], redis.call('HLEN', KEYS[2 * queue - 1]) - aside)
     local live = math.max(1, redis.call('ZCOUNT', KEYS[2 * queue], now, '+inf') - leaving)
