@@ -56,7 +56,7 @@ class FakeLeases(HeldClaims):
     def acknowledge(self, claim: Claim) -> None:
         self.acknowledged.append(claim.tag)
 
-    def give_back_soon(self, claim: Claim) -> None:
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
         self.given_back.append(claim.tag)
 
     @property
@@ -105,7 +105,7 @@ class Bench:
                 leases=self.leases,  # type: ignore[arg-type]
                 hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
                 retry=RedisRetry(),
-                intake=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+                intake=SimpleNamespace(submit=self._submit, scheduler=SimpleNamespace(draining=False)),  # type: ignore[arg-type]
             )
         )
 
@@ -126,8 +126,8 @@ class Bench:
         """A request that Celery has accepted, of a message in its hands."""
         self.bridge.hand_over([self.claim(tag)])
         values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None, "delivery_info": {"priority": 3}}
-        message = SimpleNamespace(delivery_tag=tag)
-        return Request(message=message, task=SimpleNamespace(name="t"), **{**values, **changes})
+        message = SimpleNamespace(delivery_tag=tag, channel=self.bridge._channel)
+        return Request(message=message, name="t", task=SimpleNamespace(name="t"), **{**values, **changes})
 
 
 class Request:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 from celery import Celery
 
-from tests.support.apps import APP
-from tests.support.callers import calling
 from tests.support.gates import Gate
 from tests.support.leases import bytes_of
 from tests.support.models import BATCHES
-from tests.support.servers import Valkey
 from tests.support.waiting import wait_until
-from tests.support.workers import StartWorker, Worker, celery_worker
+from tests.support.workers import StartWorker
 
 WAIT = 30.0
 
@@ -89,32 +84,3 @@ def _stands_still(value: Callable[[], object]) -> Callable[[], bool]:
         return len(seen) > 100 and len({*seen[-100:]}) == 1
 
     return same
-
-
-@pytest.mark.worker
-def test_a_server_that_is_away_costs_a_loaded_worker_neither_cpu_nor_its_log() -> None:
-    server = Valkey()
-    server.start()
-    try:
-        with celery_worker(APP, server.url, env={"LAUNCH_S": "0.05"}) as worker:
-            with calling(server.url) as caller, redis.Redis.from_url(server.url) as client:
-                caller.tasks["echo"].delay_many(range(2000))
-                wait_until(lambda: ran(client), "it works")
-            server.kill()
-            wait_until(lambda: "Redis: " in worker.log, "it notices")
-            lines, seconds = worker.log.count("\n"), cpu_s(worker)
-            # Celery tries to connect again after 2, 4 and 6 seconds.
-            wait_until(lambda: "Trying again in 6.00 seconds" in worker.log, "the server is away for a while")
-            assert cpu_s(worker) - seconds < 2.0
-            told = [line for line in worker.log.splitlines()[lines:] if "Redis" in line or "lease" in line]
-            assert len(told) < 10, "\n".join(told)
-            server.start()
-            with calling(server.url) as caller:
-                assert caller.tasks["echo"].delay("back").get(timeout=WAIT) == "back"
-    finally:
-        server.close()
-
-
-def cpu_s(worker: Worker) -> float:
-    ticks = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")

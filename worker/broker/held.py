@@ -18,7 +18,8 @@ class HeldClaims:
         #: Set when something was buffered that `Leases.flush` should send.
         self.has_buffered = threading.Event()
         self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
+        #: By whether their task has rejected them.
+        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -75,9 +76,9 @@ class HeldClaims:
         self._acknowledgements.append(Settlement(claim))
         self.has_buffered.set()
 
-    def give_back_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.append(claim)
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
+        """Buffer a claim, which the next `flush` gives back, as `give_back` does. Never blocks."""
+        self._to_give_back[rejected].append(claim)
         self.has_buffered.set()
 
     def let_go(self, claims: Iterable[Claim]) -> None:

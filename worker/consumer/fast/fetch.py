@@ -66,7 +66,7 @@ class QueueSource:
                 return []
         self._waited_in_vain = False
         arrived = not selection.left_out and self._retry.once(
-            "wait", lambda: self._watcher.wait(selection.queues, self._bridge.admission.parking.next_due_s)
+            "watch", lambda: self._watcher.wait(selection.queues, self._bridge.admission.parking.next_due_s)
         )
         if not arrived or self._intake.hung:
             # The watcher itself looks at the queues when a wait begins, so that a claim would tell nothing new.
@@ -113,7 +113,7 @@ class QueueSource:
             self._claim_was_small = True
             self._hub.pause()
         elif claims or self._leases.withheld:
-            self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
+            self._retry.once("watch", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _follow_up_small_claim(self) -> None:
@@ -121,7 +121,7 @@ class QueueSource:
         self._claim_was_small = False
         self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
-        self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=False))
+        self._retry.once("watch", lambda: self._watcher.wake_next_worker(more=False))
 
     def _wait_for_capacity(self) -> None:
         self._waited_in_vain = False
