@@ -58,6 +58,9 @@ rest is imported from `celery.worker` or overridden in a class.
 | `Task._backend` | whether a task has a backend of its own | store |
 | `RedisBackend._store_result`, `._encode`, `._set_with_state` | whether they are Celery's own | store |
 | `kombu.serialization.registry._encoders` | whether "json" is kombu's own serializer | store |
+| `Channel._connparams` | raises AttributeError once the channel's connection is lost | `is_lost_channel` |
+| `AMQP._retry_publish` | sends the callbacks of a task that has ended | `wrap_callbacks` |
+| `Task.retry` | raises `Reject` where the retry could not be sent | `unsent_retry` |
 | `Backend.chord_error_from_stack` | overridden, so that a lost connection is no failure | postpone |
 """
 
@@ -65,7 +68,9 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter, methodcaller
+from traceback import walk_tb
 from typing import Any, cast
 from weakref import ref
 
@@ -83,10 +88,12 @@ from celery.backends.redis import (
     ResultConsumer,
     SentinelBackend,
 )
+from celery.exceptions import Reject
 from celery.utils.functional import head_from_fun as head_from_fun
 from celery.utils.saferepr import saferepr as saferepr
 from kombu import Consumer
 from kombu.serialization import registry
+from kombu.transport.redis import Channel
 from kombu.utils import json as kombu_json
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
@@ -133,6 +140,10 @@ def set_outcome(result: Any, outcome: Mapping[str, Any]) -> None:
     result._maybe_set_cache(outcome)
 
 
+#: Error codes of a server that refuses to announce results, and will announce them later.
+_REFUSED_FOR_A_TIME = frozenset("BUSY LOADING MASTERDOWN".split())
+
+
 class CheckedResultConsumer(ResultConsumer):
     """Asks the server now and then over the connection on which results are announced, because it may have been lost.
 
@@ -140,14 +151,26 @@ class CheckedResultConsumer(ResultConsumer):
     """
 
     _next_check = 0.0
+    _is_refused = False
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Wait for results, and first see whether they can still arrive."""
         now = time.monotonic()
-        if now >= self._next_check:
-            self._next_check = now + 1.0
-            self._check()
-        super().drain_events(timeout)
+        try:
+            if self._is_refused:
+                with self._locked(), self.reconnect_on_error():
+                    raise redis.ConnectionError("the server refused to announce results on this connection")
+                self._is_refused = False
+            if now >= self._next_check:
+                self._next_check = now + 1.0
+                self._check()
+            super().drain_events(timeout)
+        except redis.ResponseError as exc:
+            # It may answer the call of another thread, or one that has failed long ago.
+            if (exc.status_code or str(exc).partition(" ")[0]) not in _REFUSED_FOR_A_TIME:
+                raise
+            self._is_refused = True
+            time.sleep(0.1 if timeout is None else min(timeout, 0.1))  # noqa: TID251 - as Celery's own wait
 
     def _check(self) -> None:
         with self._locked(), self.reconnect_on_error():
@@ -247,6 +270,27 @@ def has_own_backend(task: Any) -> bool:
 def chord_retention(backend: RedisBackend) -> tuple[bool, int]:
     """Return whether a Redis backend keeps chords in order, and its seconds for a chord of groups; 0 is for ever."""
     return bool(backend._chord_zset), int(backend._chord_result_expires or 0)
+
+
+def is_lost_channel(error: BaseException) -> bool:
+    """Whether an AttributeError tells that kombu's channel was closed because its connection was lost."""
+    return _raised_by(error, Channel._connparams)
+
+
+def unsent_retry(error: Any) -> BaseException | None:
+    """Return why `Task.retry` could not send the retry for which it raised this error; None if it raised another."""
+    error = getattr(error, "exc", error)  # as Celery wraps it for another process
+    return error.reason if isinstance(error, Reject) and _raised_by(error, Task.retry) else None
+
+
+def _raised_by(error: BaseException, function: Any) -> bool:
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code is function.__code__
+
+
+def wrap_callbacks(app: Celery, send_by: Callable[..., object]) -> None:
+    """Let Celery send callbacks by `send_by`, whose first argument is what sends them."""
+    app.amqp._retry_publish = partial(send_by, app.amqp._retry_publish)
 
 
 # Python's own `update` and `difference_update` of weak sets go item by item, in Python: on the hub's thread that took a

@@ -3,7 +3,7 @@
 import base64
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import redis
 from kombu import Producer, Queue
@@ -40,7 +40,7 @@ class Publisher:
     def publish(self, body: Any, **options: Any) -> Any:
         """Send one message; `body` and `options` are those of `kombu.Producer.publish`."""
         message = _encode_call(body, options) if self.takes(options) and not _is_wrapped() else None
-        return self._producer.publish(body, **options) if message is None else self.send([message], options)
+        return self._publish_by_kombu(body, options) if message is None else self.send([message], options)
 
     def takes(self, options: Mapping[str, Any]) -> bool:
         """Whether messages with these options may take the fast path."""
@@ -58,12 +58,27 @@ class Publisher:
 
     def send(self, messages: Sequence[bytes], options: Mapping[str, Any]) -> None:
         """Put messages into their queue, in one command; declare it and retry as the options say."""
-        send: Callable[..., None] = self._send
-        if options["retry"]:
-            connection, policy = self._producer.connection, options["retry_policy"]
-            connection.transport_options.update(policy)  # as kombu does, so that connecting keeps to the policy too
-            send = connection.ensure(self._producer, send, **policy)
-        send(messages, options)
+        self._ensured(self._send, options)(messages, options)
+
+    def _ensured(self, send: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+        """Return what calls `send`, and calls it again over a new connection where the options ask for that."""
+        if not options.get("retry"):
+            return send
+        connection, policy = self._producer.connection, options.get("retry_policy") or {}
+        connection.transport_options.update(policy)  # as kombu does, so that connecting keeps to the policy too
+        return cast(Callable[..., Any], connection.ensure(self._producer, send, **policy))
+
+    def _publish_by_kombu(self, body: Any, options: Mapping[str, Any]) -> Any:
+        def send() -> Any:
+            try:
+                return self._producer.publish(body, **options)
+            except AttributeError as exc:
+                # Kombu has made another connection, to declare a queue, and goes on with the channel of the lost one.
+                if not private.is_lost_channel(exc):
+                    raise
+                raise redis.ConnectionError("The channel's connection was lost.") from exc
+
+        return self._ensured(send, options)()
 
     def _send(self, messages: Sequence[bytes], options: Mapping[str, Any]) -> None:
         channel = self._open_channel()

@@ -263,11 +263,22 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
 
 
-@pytest.mark.parametrize("error", [redis.ConnectionError("away"), OperationalError("away"), Reject("no", requeue=True)])
-def test_a_request_for_which_a_server_was_away_goes_back_to_its_queue(bench: Bench, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [redis.ConnectionError("away"), OperationalError("away"), Reject(OperationalError("away"), requeue=True)],
+    ids=repr,
+)
+def test_a_request_for_which_a_server_was_away_goes_back_after_a_lease(bench: Bench, error: Exception) -> None:
     request = bench.request("a")
     request.task.backend = bench.backend
     bench.bridge.give_up(request, error)
+    assert (bench.leases.acknowledged, bench.leases.given_back, bench.leases.forgotten) == ([], [], ["a"])
+
+
+def test_a_request_that_its_task_rejects_goes_back_to_its_queue(bench: Bench) -> None:
+    request = bench.request("a")
+    request.task.backend = bench.backend
+    bench.bridge.give_up(request, Reject("no", requeue=True))
     assert (bench.leases.acknowledged, bench.leases.given_back) == ([], ["a"])
 
 

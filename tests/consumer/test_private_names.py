@@ -11,7 +11,7 @@ from weakref import WeakSet
 import click
 import pytest
 from batchery.producer import private
-from celery import Celery
+from celery import Celery, Task
 from celery.app import amqp, trace
 from celery.backends import redis as redis_backend
 from celery.backends.redis import RedisBackend
@@ -123,6 +123,13 @@ NAMES: dict[str, Callable[[], bool]] = {
     "RedisBackend._encode": lambda: takes(RedisBackend._encode, "self", "data"),
     "RedisBackend._set_with_state": lambda: takes(RedisBackend._set_with_state, "self", "key", "value", "state"),
     "kombu.serialization.registry._encoders": lambda: callable(registry._encoders["json"].encoder),
+    "Channel._connparams": lambda: takes(kombu_redis.Channel._connparams, "self", "asynchronous"),
+    "AMQP._retry_publish": lambda: (
+        takes(amqp.AMQP._retry_publish, "self", "publish")
+        and "app.amqp._retry_publish(" in inspect.getsource(trace)
+        and "app.amqp._retry_publish(" in inspect.getsource(redis_backend)
+    ),
+    "Task.retry": lambda: "raise Reject(exc, requeue=False)" in inspect.getsource(Task.retry),
     "Backend.chord_error_from_stack": lambda: takes(RedisBackend.chord_error_from_stack, "self", "callback", "exc"),
 }
 

@@ -33,6 +33,7 @@ from .compat.bridge import CeleryBridge
 from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.patience import Patience
 from .compat.pool import report_errors
 from .compat.refusals import RefusingConsumer
 from .compat.worker_exit import StopLimit
@@ -73,7 +74,9 @@ class BatchConsumer(RefusingConsumer):
         """Get ready, if this app and this pool can work."""
         app: Celery = kwargs["app"]
         _prepare(app, kwargs["pool"])
-        report_errors(kwargs["pool"], lambda request, error: self._bridge.give_up(request, error))
+        self.retry = RedisRetry()
+        patience = Patience(app, self.retry, lambda: self._leases)
+        report_errors(kwargs["pool"], lambda request, error: self._bridge.give_up(request, error), patience.traced)
         app.amqp.Consumer = QuietConsumer
         try:
             self.settings = Settings(app, configuration_of(app))
@@ -86,7 +89,6 @@ class BatchConsumer(RefusingConsumer):
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
-        self.retry = RedisRetry()
         self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
         super().__init__(self._on_task_request, init_callback, **kwargs)
 

@@ -1,19 +1,24 @@
 """What is done for a job when Celery's own code raises: it is answered, or its message goes back."""
 
 import logging
+from types import SimpleNamespace
+from typing import cast
 
 from celery import states
+from celery.app.task import Context
 from celery.backends.base import Backend
 from celery.exceptions import ChordError, Reject, WorkerLostError
+from celery.utils.functional import noop
 from celery.worker.request import Request
 
 from ....batchers import without_text
 from ...broker import Claim
+from ..wire.kombu_message import LeaseChannel, to_kombu
 from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
 from .dead_letters import DeadLetterKeeper
-from .postpone import answered, may_pass, passes
+from .postpone import Postponed, answered, may_pass, passes, steady, steady_client
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +30,7 @@ class Mishaps:
         self._consumer = context.consumer
         self._leases = context.leases
         self._hub = context.hub
+        self._retry = context.retry
         self.dead_letters = DeadLetterKeeper(context, self.acknowledge, self.fail)
 
     def acknowledge(self, tag: str) -> None:
@@ -44,9 +50,15 @@ class Mishaps:
         """Answer a job for which Celery's own code raised, or give it back if a server was away. Any thread."""
         self._hub.call(worker_state.forget, [request])
         claim = request.claim if isinstance(request, FastRequest) else self._leases.find(request.message.delivery_tag)
-        if (isinstance(error, Reject) and error.requeue) or passes(error, request.task.backend):
-            told = without_text(error)
-            logger.warning("%s[%s] goes back, because a server was away: %s", request.name, request.id, told)
+        reason = error.reason if isinstance(error, Reject) and error.requeue else error
+        if passes(reason, request.task.backend):
+            told = without_text(reason)
+            logger.error(
+                "%s[%s] could not be answered. It runs again after a lease: %s", request.name, request.id, told
+            )
+            self._leases.let_go([claim] if claim else [])
+        elif isinstance(error, Reject) and error.requeue:
+            logger.warning("%s[%s] goes back to its queue: %s", request.name, request.id, without_text(error))
             if claim is not None:
                 self.give_back(claim.tag)
         else:
@@ -56,16 +68,20 @@ class Mishaps:
         self, task_id: str, claim: Claim | None, error: BaseException, request: FastRequest | Request | None = None
     ) -> None:
         """Fail a job that Celery's own code cannot take, if it has no answer. Otherwise it would come back for ever."""
-        backend = self._consumer.app.backend if request is None else request.task.backend
+        own = self._consumer.app.backend if request is None else request.task.backend
         try:
+            client = steady_client(own, self._retry)
+            is_shared = client is None or own.thread_safe
+            backend = own if is_shared else steady(own, SimpleNamespace(error=error), client)
             if request is None:
                 backend.mark_as_failure(task_id, error)
+                self._tell_those_named_in(claim, backend, error)
             elif not answered(backend, task_id):
                 _mark_as_failure(backend, request, error, store_result=full_request(request).store_errors)
             elif full_request(request).chord:  # which may not have counted it
                 backend.on_chord_part_return(context_of(request), states.FAILURE, error)
-        except Exception as exc:
-            if may_pass(exc, backend):
+        except (Postponed, Exception) as exc:
+            if isinstance(exc, Postponed) or may_pass(exc, own):
                 told = without_text(exc)
                 logger.error("The failure of %s could not be stored. It runs again after a lease: %s", task_id, told)
                 self._leases.let_go([claim] if claim else [])
@@ -73,9 +89,25 @@ class Mishaps:
             told = without_text(exc)
             logger.error("No result can ever be stored for %r, so its message is dropped: %s", task_id, told)
             if request is not None:
-                self._tell_others(backend, request, error)
+                self._tell_others(own, request, error)
         if claim is not None:
             self.acknowledge(claim.tag)
+
+    def _tell_those_named_in(self, claim: Claim | None, backend: Backend, error: BaseException) -> None:
+        """Tell the chord, the chain and the errbacks of a call that has no request, if its message can be read."""
+        try:
+            message = to_kombu(cast(Claim, claim), LeaseChannel(noop, noop), self._consumer.accept)
+            args, kwargs, embed = message.payload
+            context = Context({**message.headers}, args=args, kwargs=kwargs)
+            context.update(embed)
+        except Exception:  # whatever is wrong with the message
+            return
+        try:
+            backend.mark_as_failure(context.id, error, request=context, store_result=False)
+        except Exception as exc:
+            if may_pass(exc, backend):
+                raise
+            logger.error("Those who wait for %s could not be told of its failure: %s", context.id, without_text(exc))
 
     def _tell_others(self, backend: Backend, request: FastRequest | Request, error: BaseException) -> None:
         """Tell whoever else waits for a job whose own failure cannot be stored: errbacks, a chain, a chord."""

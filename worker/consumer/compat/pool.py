@@ -10,8 +10,14 @@ from celery.utils.functional import noop
 from celery.worker.request import Request
 
 
-def report_errors(pool: BasePool, report: Callable[[Request, BaseException], None]) -> None:
+def report_errors(
+    pool: BasePool,
+    report: Callable[[Request, BaseException], None],
+    traced: Callable[[Request, Callable[..., object]], Callable[..., object]] = lambda _, trace: trace,
+) -> None:
     """Let a pool call `report` with what Celery's tracer, or the request's callback, raised; on the pool's thread.
+
+    It calls the tracer as `traced` returns it for a request.
 
     Celery's pool of threads drops such errors, so that nobody would ever acknowledge the message.
     """
@@ -25,15 +31,17 @@ def report_errors(pool: BasePool, report: Callable[[Request, BaseException], Non
         accept_callback: Callable[..., object] | None = None,
         **_: object,
     ) -> object:
+        request = cast(MethodType, callback).__self__  # whose `on_success` this is
+
         def run() -> None:
             try:
-                apply_target(target, args or (), kwargs, callback, accept_callback)
+                apply_target(traced(request, target), args or (), kwargs, callback, accept_callback)
             except (WorkerShutdown, WorkerTerminate):
                 raise
             except BaseException as exc:
                 # Celery's callback cannot take what its pools make of a task that raises SystemExit.
                 cause = exc.__context__ if isinstance(exc.__context__, WorkerLostError) else exc
-                report(cast(MethodType, callback).__self__, cause)  # the request's `on_success`
+                report(request, cause)
 
         return apply(run, (), {}, noop)
 

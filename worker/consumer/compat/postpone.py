@@ -54,6 +54,8 @@ def passes(error: BaseException | None, backend: Backend | None = None) -> bool:
         return is_transient(error)
     if isinstance(error, OperationalError | ConnectionError | TimeoutError):
         return True
+    if isinstance(error, AttributeError):
+        return private.is_lost_channel(error)
     # To a backend on Redis every OSError is a lost connection.
     if backend is None or isinstance(backend, RedisBackend) or not isinstance(error, Exception):
         return False
@@ -124,7 +126,7 @@ class _SteadyOnRedis(_Steady):
     client = property(lambda self: self.telling.client)
 
 
-def steady(backend: Backend, outcome: Outcome, client: "SteadyClient | None") -> Backend:
+def steady(backend: Backend, outcome: Outcome | SimpleNamespace, client: "SteadyClient | None") -> Backend:
     """Return what does as `backend` does, and shares all with it, but raises `Postponed` while its server is away.
 
     It is for one thread at a time, and for one outcome.
@@ -137,6 +139,17 @@ def steady(backend: Backend, outcome: Outcome, client: "SteadyClient | None") ->
         backend.batchery_steady = twin
     twin.telling.outcome, twin.telling.client = outcome, client
     return twin
+
+
+def steady_client(backend: Backend, retry: RedisRetry) -> "SteadyClient | None":
+    """Return the client that `steady` needs for a backend; None for a backend that is not on Redis."""
+    is_known = isinstance(backend, RedisBackend) and type(backend.client) is redis.Redis
+    return SteadyClient(backend.client, retry) if is_known else None
+
+
+def is_steady(backend: object) -> bool:
+    """Whether `steady` has made this backend."""
+    return isinstance(backend, _Steady)
 
 
 class SteadyClient(redis.Redis):

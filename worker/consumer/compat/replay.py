@@ -12,7 +12,6 @@ import redis
 from celery import Task
 from celery.app.trace import build_tracer
 from celery.backends.base import Backend
-from celery.backends.redis import RedisBackend
 from celery.exceptions import Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 
@@ -23,7 +22,7 @@ from ..wire.request import FastRequest, full_request
 from . import control_flow, worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
-from .postpone import PerhapsPostponed, Postponed, SentElsewhere, SteadyClient, answered, passes, steady
+from .postpone import PerhapsPostponed, Postponed, SentElsewhere, answered, passes, steady, steady_client
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +100,7 @@ class OutcomeReplay:
         """
         reply = outcome.job.reply
         backend, leases = self._backend_of(reply.task), self._context.leases
-        is_known = isinstance(backend, RedisBackend) and type(backend.client) is redis.Redis
-        client = SteadyClient(backend.client, self._context.retry) if is_known else None
+        client = steady_client(backend, self._context.retry)
         tries = 0
 
         def attempt() -> _Answer:
