@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, chord
 from kombu.exceptions import OperationalError
 
 from tests.support.apps import APP
-from tests.support.callers import calling
+from tests.support.callers import calling, options
 from tests.support.gates import Gate
+from tests.support.models import SEEN
 from tests.support.servers import Valkey
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker
@@ -42,9 +43,14 @@ def admin(server: str, client: redis.Redis) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(scope="module")
+def worker_args() -> Sequence[str]:
+    return ("-c", "4")
+
+
+@pytest.fixture(scope="module")
 def worker_env() -> Mapping[str, str]:
-    """The file's worker takes 1 MB for the largest result."""
-    return {"TUNING": json.dumps({"MAX_RESULT_BYTES": MB})}
+    """The file's worker takes 1 MB for the largest result; what it lets go soon goes back."""
+    return {"TUNING": json.dumps({"MAX_RESULT_BYTES": MB}), **options(lease_s=5)}
 
 
 def test_a_result_larger_than_redis_takes_fails_alone_and_is_acknowledged(app: Celery, worker: Worker) -> None:
@@ -87,6 +93,29 @@ def test_a_server_that_turns_read_only_gets_the_results_when_it_is_writable_agai
     admin.replicaof("no", "one")
     keys = [f"celery-task-meta-{task_id}" for task_id in ids]
     wait_until(lambda: admin.exists(*keys) == 12, "all are answered", WAIT)
+
+
+@pytest.mark.parametrize("refuses", ["maxmemory", "read only"])
+def test_what_plain_tasks_have_done_is_told_once_a_server_takes_writes_again_and_they_run_once(
+    app: Celery, admin: redis.Redis, worker: Worker, gate: Gate, refuses: str
+) -> None:
+    noted, called = app.tasks["plain_noted"], app.tasks["note_value"]
+    together = chord([noted.s(gate.path, 1), noted.s(gate.path, 2)], app=app)(called.s())
+    linked = noted.apply_async((gate.path, 3), link=called.s())
+    retried = app.tasks["plain_retried"].delay(gate.path, 4)
+    wait_until(lambda: admin.llen(SEEN) == 3, "all are running", WAIT)
+    gate.wait_for_model()
+    before = len(worker.log)
+    admin.config_set("maxmemory", 1) if refuses == "maxmemory" else admin.replicaof("127.0.0.1", "1")
+    gate.open()
+    wait_until(lambda: "Redis cannot be used" in worker.log[before:], "the worker waits for the server", WAIT)
+    admin.replicaof("no", "one")
+    admin.config_set("maxmemory", 0)
+    assert together.get(timeout=WAIT) == [1, 2]
+    assert (linked.get(timeout=WAIT), retried.get(timeout=WAIT)) == (3, 4)
+    wait_until(lambda: admin.llen(SEEN) >= 5, "the callbacks have run", WAIT)
+    seen = sorted(map(json.loads, admin.lrange(SEEN, 0, -1)), key=str)
+    assert seen == [1, 2, 3, ["link", 3], ["link", [1, 2]]]
 
 
 @pytest.mark.worker

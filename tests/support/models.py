@@ -344,6 +344,13 @@ def add_plain_tasks(app: Celery) -> None:
         pass_gates([path])
         return value
 
+    @app.task(name="plain_retried", shared=False, acks_late=True, bind=True)
+    def plain_retried(self: Any, path: str, value: Any) -> Any:
+        if not self.request.retries:
+            pass_gates([path])
+            raise self.retry(countdown=0)
+        return value
+
     @app.task(name="note_error", shared=False)
     def note_error(request: Any, exc: Any, traceback: Any) -> None:
         note(app, SEEN, ["errback", request.id, str(exc)])
