@@ -13,9 +13,11 @@ from batchery.batchers import Outcome
 from batchery.worker import tuning
 from batchery.worker.broker import Settled
 from batchery.worker.broker.retry import RedisRetry
+from batchery.worker.consumer.compat.postpone import passes
 from celery import Celery, signals
 from celery import chord as celery_chord
-from celery.exceptions import ChordError, Reject
+from celery.exceptions import ChordError, InvalidTaskError, Reject
+from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from batchery import BatchTask
@@ -347,6 +349,31 @@ def test_a_chord_whose_keys_are_of_another_type_fails_its_callback(house: House,
         waiting.get(timeout=5)
     assert [part.get(timeout=5) for part in waiting.parent.results] == [[0], [1]]
     assert house.client.hlen(QUEUE.unacked) == 0
+
+
+@pytest.mark.parametrize("refused", [0, 1], ids=["the first", "the last"])
+def test_a_part_that_is_refused_is_counted_in_its_chord(house: House, refused: int) -> None:
+    worker = house.worker()
+    waiting = celery_chord([house.app.tasks["t"].s(value) for value in range(2)], app=house.app)(house.callback)
+    for index, outcome in enumerate(worker.claim()):
+        if index == refused:
+            worker.bridge.refuse(outcome.job.reply.claim.tag, InvalidTaskError("refused"))
+            worker.leases.flush()
+        else:
+            worker.tell(outcome)
+    with pytest.raises(ChordError, match="refused"):
+        house.app.AsyncResult(waiting.id).get(timeout=5)
+    assert house.client.hlen(QUEUE.unacked) == 0
+
+
+def test_a_closed_channel_is_a_lost_connection_and_no_other_attribute_error_is(redis_url: str) -> None:
+    with Connection(redis_url) as connection:
+        channel = connection.channel()
+        channel.close()
+        with pytest.raises(AttributeError) as closed:
+            channel.basic_publish(channel.prepare_message("a message"), "", "celery")
+    assert passes(closed.value)
+    assert not passes(AttributeError("'NoneType' object has no attribute 'client'"))
 
 
 # -- What Celery's own machinery raises --------------------------------------------------------------------------------

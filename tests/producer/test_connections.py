@@ -18,9 +18,16 @@ from batchery import setup
 from tests.support.callers import calling
 from tests.support.failover import replicated
 from tests.support.proxy import Proxy, proxied
+from tests.support.servers import Valkey
+from tests.support.waiting import wait_until
 
 #: Seconds in which nothing here ends that waits without limit.
 BOUND_S = 20.0
+
+BUSY_FOR_A_SECOND = """
+local began = redis.call("TIME")
+repeat local now = redis.call("TIME") until (now[1] - began[1]) + (now[2] - began[2]) / 1e6 > 1
+"""
 
 pytestmark = pytest.mark.redis
 
@@ -64,6 +71,56 @@ def test_a_result_is_got_although_the_connection_that_announces_it_is_silent(
         meta = {"task_id": result.id, "status": "SUCCESS", "result": "x", "traceback": None, "children": []}
         threading.Timer(0.5, redis_client.set, (f"celery-task-meta-{result.id}", json.dumps(meta))).start()
         assert result.get(timeout=BOUND_S) == "x"
+
+
+def test_a_call_whose_channel_was_closed_is_sent_over_another_one_by_kombu_too(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kombu goes on with the channel of a lost connection after it has declared a queue, and raises AttributeError."""
+    with app.producer_or_acquire() as producer:
+        call = {"args": (1,), "ignore_result": True, "compression": "gzip", "producer": producer}
+        for retry in (True, False):
+            app.tasks["echo"].apply_async(**call)
+            closes = iter([producer.channel.close])
+            monkeypatch.setattr(producer, "maybe_declare", lambda *_, closes=closes, **__: next(closes, int)())
+            if retry:
+                app.tasks["echo"].apply_async(**call)
+            else:
+                with pytest.raises(OperationalError, match="connection was lost"):
+                    app.tasks["echo"].apply_async(**call, retry=False)
+        app.tasks["echo"].apply_async(**call)
+    assert redis_client.llen("celery") == 4
+
+
+def test_what_a_busy_server_refused_to_one_call_is_no_error_of_another() -> None:
+    server = Valkey(busy_reply_threshold=10)
+    try:
+        server.start()
+        with calling(server.url) as app, redis.Redis.from_url(server.url) as client:
+            result = app.tasks["echo"].delay("x")
+            busy = threading.Thread(target=client.eval, args=(BUSY_FOR_A_SECOND, 0))
+            busy.start()
+            wait_until(lambda: is_busy(server.url), "the server is busy")
+            with pytest.raises((OperationalError, redis.ResponseError)):
+                app.tasks["echo"].apply_async(("y",), retry=False)
+            busy.join()
+            meta = {"task_id": result.id, "status": "SUCCESS", "result": "x", "traceback": None, "children": []}
+            stored = {f"celery-task-meta-{result.id}": json.dumps(meta)}
+            client.mset(stored)
+            threading.Timer(0.5, client.publish, next(iter(stored.items()))).start()
+            assert result.get(timeout=BOUND_S) == "x"
+        kombu.pools.reset()
+    finally:
+        server.close()
+
+
+def is_busy(url: str) -> bool:
+    with redis.Redis.from_url(url) as client:
+        try:
+            client.get("key")
+        except redis.ResponseError:
+            return True
+        return False
 
 
 def test_many_calls_into_a_black_hole_raise_within_a_bound(app: Celery, proxy: Proxy) -> None:
