@@ -150,8 +150,7 @@ class CheckedResultConsumer(ResultConsumer):
     Otherwise a caller would wait for ever. Celery then subscribes anew, and reads what was announced meanwhile.
     """
 
-    _next_check = 0.0
-    _is_refused = False
+    _next_check, _is_refused = 0.0, False
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Wait for results, and first see whether they can still arrive."""
@@ -273,23 +272,19 @@ def chord_retention(backend: RedisBackend) -> tuple[bool, int]:
 
 
 def is_lost_channel(error: BaseException) -> bool:
-    """Whether an AttributeError tells that kombu's channel was closed because its connection was lost."""
     return _raised_by(error, Channel._connparams)
 
 
 def unsent_retry(error: Any) -> BaseException | None:
-    """Return why `Task.retry` could not send the retry for which it raised this error; None if it raised another."""
     error = getattr(error, "exc", error)  # as Celery wraps it for another process
     return error.reason if isinstance(error, Reject) and _raised_by(error, Task.retry) else None
 
 
 def _raised_by(error: BaseException, function: Any) -> bool:
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return bool(frames) and frames[-1].f_code is function.__code__
+    return [frame.f_code for frame, _ in walk_tb(error.__traceback__)][-1:] == [function.__code__]
 
 
 def wrap_callbacks(app: Celery, send_by: Callable[..., object]) -> None:
-    """Let Celery send callbacks by `send_by`, whose first argument is what sends them."""
     app.amqp._retry_publish = partial(send_by, app.amqp._retry_publish)
 
 

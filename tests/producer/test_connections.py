@@ -106,12 +106,19 @@ def test_what_a_busy_server_refused_to_one_call_is_no_error_of_another() -> None
             busy.join()
             meta = {"task_id": result.id, "status": "SUCCESS", "result": "x", "traceback": None, "children": []}
             stored = {f"celery-task-meta-{result.id}": json.dumps(meta)}
-            client.mset(stored)
-            threading.Timer(0.5, client.publish, next(iter(stored.items()))).start()
+            storing = threading.Timer(0.5, announce, (client, stored))
+            storing.start()
             assert result.get(timeout=BOUND_S) == "x"
+            storing.join()
         kombu.pools.reset()
     finally:
         server.close()
+
+
+def announce(client: redis.Redis, stored: dict[str, str]) -> None:
+    client.mset(stored)
+    for key, value in stored.items():
+        client.publish(key, value)
 
 
 def is_busy(url: str) -> bool:

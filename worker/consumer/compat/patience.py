@@ -8,20 +8,24 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
+from billiard.einfo import ExceptionInfo
 from celery import Celery, states
 from celery.backends.base import Backend
 from celery.worker.request import Request
 
 from ....producer import private
 from ... import tuning
-from ...broker import Leases
+from ...broker import Claim, Leases
 from ...broker.retry import RedisRetry
 from .postpone import PerhapsPostponed, Postponed, SteadyClient, is_steady, passes, steady, steady_client
 
 T = TypeVar("T")
+
+#: What Celery's pools hand to `Request.on_success`: whether the task failed, its result or error, its runtime.
+_Answer = tuple[int, ExceptionInfo, float]
 
 
 class Patience:
@@ -35,14 +39,14 @@ class Patience:
         self._local = _Now()
         private.wrap_callbacks(app, self._publish)
 
-    def traced(self, request: Request, trace: Callable[..., Any]) -> Callable[..., Any]:
+    def traced(self, request: Request, trace: Callable[..., _Answer]) -> Callable[..., _Answer]:
         """Return `trace`, a call of Celery's tracer, with backends that try again.
 
         What it returns raises redis.ConnectionError if the task has to run again.
         """
         now, claim = self._local, self._leases().find(request.message.delivery_tag)
 
-        def run(*args: object, **kwargs: object) -> Any:
+        def run(*args: object, **kwargs: object) -> _Answer:
             _make_patient(self._app.backend, self)
             now.runs, now.claim = True, claim
             try:
@@ -62,7 +66,7 @@ class Patience:
         """Whether this thread runs a plain task."""
         return self._local.runs
 
-    def tell(self, backend: Any, error: BaseException | None, call: Callable[[Backend], T]) -> T:
+    def tell(self, backend: Backend, error: BaseException | None, call: Callable[[Backend], T]) -> T:
         """Call `call` with a backend that does as `backend` does, until its server takes what it is told."""
         now = self._local
         if now.twin is not None:  # Celery tells the callback of a chord while it tells the chord's last part
@@ -113,7 +117,7 @@ class Patience:
 
 class _Now(threading.local):
     runs = False
-    claim: Any = None
+    claim: Claim | None = None
     twin: Backend | None = None
 
 
@@ -122,27 +126,27 @@ class _Patient:
 
     patience: Patience
 
-    def mark_as_done(self, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_done(self, *args: object, **kwargs: object) -> object:
         return self._tell("mark_as_done", None, *args, **kwargs)
 
-    def mark_as_retry(self, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_retry(self, *args: object, **kwargs: object) -> object:
         return self._tell("mark_as_retry", None, *args, **kwargs)
 
-    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: object, **kwargs: object) -> object:
         return self._tell("mark_as_failure", exc, task_id, exc, *args, **kwargs)
 
-    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+    def store_result(self, task_id: str, result: object, state: str, *args: object, **kwargs: object) -> object:
         if state == states.STARTED:
             return self._tell("store_result", None, task_id, result, state, *args, **kwargs)
         return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
 
-    def _tell(self, name: str, error: BaseException | None, *args: Any, **kwargs: Any) -> Any:
+    def _tell(self, name: str, error: BaseException | None, *args: object, **kwargs: object) -> object:
         if is_steady(self) or not self.patience.tells():
             return getattr(super(), name)(*args, **kwargs)
         return self.patience.tell(self, error, lambda backend: getattr(backend, name)(*args, **kwargs))
 
 
-def _make_patient(backend: Any, patience: Patience) -> None:
+def _make_patient(backend: Backend, patience: Patience) -> None:
     """Let a thread's own backend try again. One that all threads share stays as it is."""
     if not (isinstance(backend, _Patient) or backend.thread_safe):
         vars(backend).pop("batchery_steady", None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
-from typing import cast
+from typing import Any, cast
 
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
@@ -13,7 +13,7 @@ from celery.worker.request import Request
 def report_errors(
     pool: BasePool,
     report: Callable[[Request, BaseException], None],
-    traced: Callable[[Request, Callable[..., object]], Callable[..., object]] = lambda _, trace: trace,
+    traced: Callable[[Request, Callable[..., Any]], Callable[..., object]] = lambda _, trace: trace,
 ) -> None:
     """Let a pool call `report` with what Celery's tracer, or the request's callback, raised; on the pool's thread.
 
