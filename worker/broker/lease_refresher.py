@@ -62,6 +62,9 @@ class LeaseRefresher:
             except redis.RedisError as exc:
                 logger.warning("Leases could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
                 self._stopped.wait(self._turn_s)
+            except Exception:  # without this thread, the worker would lose all that it holds
+                logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
+                self._stopped.wait(self._turn_s)
 
     def _take_turn(self) -> None:
         hung = self._hung()
