@@ -6,6 +6,7 @@ as lines of JSON, answers each with a line, and ends with all its workers when i
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,6 +20,17 @@ from tests.support.faults import Hook, Orders, threads_of_ours
 
 #: A call with this id counts as revoked.
 REVOKED = "revoked-before-it-was-sent"
+
+#: What a worker needs, but no app: that is each worker's own.
+_IMPORTED = (
+    "celery.apps.worker",
+    "celery.bin.worker",
+    "celery.concurrency.thread",
+    "celery.events.dispatcher",
+    "celery.worker.control",
+    "batchery.worker.consumer.consumer",
+    "tests.support.models",
+)
 
 children: set[int] = set()
 
@@ -73,16 +85,8 @@ def serve() -> None:
     """Do what the standard input says."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no worker is left
     Hook.install()
-    import celery.apps.worker
-    import celery.bin.worker
-    import celery.concurrency.thread
-    import celery.events.dispatcher
-    import celery.worker.control
-    import numpy  # noqa: F401
-
-    import batchery.worker.consumer.consumer  # noqa: F401, I001
-    import tests.support.models  # noqa: F401
-
+    for module in _IMPORTED:
+        importlib.import_module(module)
     for line in sys.stdin:
         command = json.loads(line)
         answer = {"start": start, "poll": poll}[command.pop("do")](**command)  # type: ignore[operator]
