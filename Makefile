@@ -9,7 +9,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -qq
 # Named after what pip was told to install, so that the environment follows a pull that changes it.
 MADE   := $(VENV)/.made-for-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast coverage lint ruff fix types layers bench clean
+.PHONY: help setup demo test test-fast coverage lint ruff fix types layers bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,6 +70,9 @@ layers: setup ## check which folder imports what
 
 bench: setup ## run every benchmark; figures land in build/benchmarks
 	@$(BIN)/python -m benchmarks all
+
+chaos: setup ## break workers, server and network under calls for two minutes; CHAOS_ARGS="--minutes 10 --seed 7"
+	@$(BIN)/python -m benchmarks chaos $(CHAOS_ARGS)
 
 clean: ## remove what was built, and .venv
 	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: The names of the benchmarks. Each is a module with `add_arguments(parser)` and `run(args) -> Report`.
-NAMES = ("mixed", "padding", "load", "overhead", "publish", "latency", "scaling", "chord")
+NAMES = ("mixed", "padding", "load", "overhead", "publish", "latency", "scaling", "chord", "chaos")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

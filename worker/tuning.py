@@ -15,9 +15,13 @@ SETTLE_MAX_BYTES = 32 * 1024 * 1024
 #: connection of a client that sends more.
 MAX_RESULT_BYTES = 512 * 1024 * 1024
 
-#: Orphans that one sweep puts back, and their bytes: about 100 ms of the server's time at most.
+#: Messages that one script puts back, and their bytes: about 100 ms of the server's time at most.
 SWEEP_MAX_JOBS = 200
 SWEEP_MAX_BYTES = 32 * 1024 * 1024
+#: Tags that the server is asked for, or about, at once: less than a ms of its time.
+SCAN_COUNT = 1000
+#: Leases between two looks for messages that are held for nobody: seldom, because all that is held is looked at.
+MEND_LEASES = 10
 
 #: Refreshes within the length of one lease: two of them may fail and the lease still does not run out.
 REFRESHES_PER_LEASE = 3

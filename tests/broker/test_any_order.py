@@ -95,13 +95,22 @@ class Workers(RuleBasedStateMachine):
     @rule(which=some)
     def leases_run_out(self, which: list[int]) -> None:
         for lists in self.lists:
-            tags = bytes_of(self.client.zrange(lists.queue.index, 0, -1))
-            for tag in {tags[index % len(tags)] for index in which if tags}:
-                self.client.zadd(lists.queue.index, {tag: 1.0})
+            workers = bytes_of(self.client.zrange(lists.queue.workers, 0, -1))
+            for worker in {workers[index % len(workers)] for index in which if workers}:
+                self.client.zadd(lists.queue.workers, {worker: 1.0})
 
-    @rule(worker=worker_numbers, most=st.sampled_from([1, 3, 200]))
-    def sweep(self, worker: int, most: int) -> None:
-        self.workers[worker].sweep(most)
+    @rule(worker=worker_numbers)
+    def sweep(self, worker: int) -> None:
+        self.workers[worker].sweep()
+
+    @rule(worker=worker_numbers, which=some)
+    def let_go(self, worker: int, which: list[int]) -> None:
+        self.workers[worker].let_go(self.take(worker, which))
+
+    @rule(worker=worker_numbers)
+    def mend(self, worker: int) -> None:
+        """It finds nothing to mend, which the invariants tell."""
+        self.workers[worker].mend()
 
     @rule(worker=worker_numbers)
     def refresh(self, worker: int) -> None:
@@ -128,7 +137,7 @@ class Workers(RuleBasedStateMachine):
         assert sorted(places) == list(range(self.number))
 
     @invariant()
-    def a_lease_has_both_its_halves(self) -> None:
+    def whoever_holds_a_message_is_among_the_workers(self) -> None:
         self.leased_tags()
 
     @invariant()

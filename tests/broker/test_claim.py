@@ -88,13 +88,33 @@ def test_a_claim_from_an_empty_queue_takes_nothing(leases: Leases, lists: Lists,
     assert lists.leased() == set()
 
 
-def test_a_lease_runs_out_after_its_length_by_the_servers_clock(
+def test_the_lease_begins_with_the_first_claim_and_ends_after_its_length_by_the_servers_clock(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     leases = make_leases(lease_s=7.0)
     lists.put(1)
-    (claim,) = claim_all(leases, queue)
-    assert redis_client.zscore(queue.index, claim.tag) == pytest.approx(leases.server_time + 7.0, abs=0.01)
+    assert len(claim_all(leases, queue)) == 1
+    assert redis_client.zscore(queue.workers, leases.worker) == pytest.approx(leases.server_time + 7.0, abs=1)
+    assert leases.worker.endswith(f":{leases.tag_worker}")
+
+
+def test_a_worker_whose_lease_has_run_out_refreshes_it_before_it_claims(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    """What it claimed under a lease that is over would be an orphan at once."""
+    late, other = make_leases(), make_leases()
+    lists.put("a", "b")
+    assert labels(late.claim([queue], 2, ANY_SIZE)) == ["a", "b"]
+    lists.run_out(late)
+    lists.put("c", "d")
+    assert len(late.claim([queue], 1, ANY_SIZE)) == 1
+    assert (redis_client.zscore(queue.workers, late.worker) or 0.0) > late.server_time
+    other.claim([queue], 0, 0)
+    assert other.sweep() == 0
+    lists.run_out(late)
+    assert other.sweep() == 3
+    assert late.claim([queue], 0, ANY_SIZE) == []
+    assert late.held() == [], "it has seen that others took its messages"
 
 
 def test_a_lease_is_in_kombus_format(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
@@ -128,7 +148,7 @@ def test_stock_kombu_can_restore_a_lease(
     lists.put("a", priority=3)
     lists.put("b", priority=3)
     claims = claim_all(leases, queue)
-    keys = {"unacked_key": queue.unacked.removeprefix(prefix), "unacked_index_key": queue.index.removeprefix(prefix)}
+    keys = {"unacked_key": queue.unacked.removeprefix(prefix), "unacked_index_key": "none"}
     with Connection(redis_url, transport_options={**keys, "global_keyprefix": prefix}) as connection:
         channel = connection.default_channel
         KombuQueue(name, channel=channel).declare()
@@ -201,9 +221,9 @@ def test_workers_that_died_have_no_share(
 ) -> None:
     first, *others = workers(make_leases, queue, 4)
     lists.put(*range(8))
-    redis_client.zadd(queue.workers, {other.worker: 1.0 for other in others})
+    lists.run_out(*others)
     assert len(claim_all(first, queue)) == 8
-    first.refresh([queue])
+    first.sweep()
     assert redis_client.zcard(queue.workers) == 1
 
 
@@ -252,15 +272,33 @@ def test_a_claim_whose_answer_was_lost_is_given_back_at_the_next_claim(
     lists.put(*range(3))
     lists.put(3, priority=3)
     assert labels(leases.claim([queue], 1, ANY_SIZE)) == [0]
-    Losing.to_lose = 2
+    Losing.to_lose = 2  # a claim's answer, and that of giving back what it took
     for limit in (2, ALL):
         with pytest.raises(redis.ConnectionError):
             leases.claim([queue], limit, ANY_SIZE)
-    assert lists.labels() == []
+    assert lists.labels() == [1, 2, 3]
     claims = claim_all(leases, queue)
     assert labels(claims) == [1, 2, 3]
     assert not any("redelivered" in json.loads(claim.message)["properties"]["delivery_info"] for claim in claims)
     assert len(lists.leased()) == 4
+
+
+def test_a_claim_whose_answer_was_lost_is_given_back_when_the_worker_leaves(
+    redis_url: str, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    class Losing(LosesAnswers):
+        pass
+
+    leases = Leases(connect(Losing, redis.ConnectionPool.from_url(redis_url).connection_kwargs), lease_s=30)
+    leases.refresh([queue])
+    lists.put(*range(3))
+    Losing.to_lose = 1
+    with pytest.raises(redis.ConnectionError):
+        leases.claim([queue], 2, ANY_SIZE)
+    assert len(lists.leased()) == 2
+    leases.leave()
+    assert lists.labels() == [0, 1, 2]
+    assert not redis_client.exists(queue.unacked, queue.workers)
 
 
 def test_label_of_reads_what_message_writes() -> None:

@@ -63,15 +63,21 @@ def test_leaving_gives_everything_back(leases: Leases, redis_client: redis.Redis
     leases.refresh([queue])
     leases.leave()
     assert lists.labels() == list(range(5))
-    assert not redis_client.exists(queue.unacked, queue.index, queue.workers)
+    assert not redis_client.exists(queue.unacked, queue.workers)
 
 
-def test_leaving_keeps_what_runs_so_that_its_lease_runs_out(leases: Leases, lists: Lists, queue: Queue) -> None:
+def test_leaving_keeps_what_runs_so_that_its_lease_runs_out(
+    leases: Leases, make_leases: MakeLeases, lists: Lists, queue: Queue
+) -> None:
     lists.put(*range(5))
     claims = claim_all(leases, queue)
     leases.leave({claims[1].tag, claims[2].tag})
     assert lists.labels() == [0, 3, 4]
     assert lists.leased() == {claims[1].tag, claims[2].tag}
+    lists.run_out()
+    other = make_leases()
+    other.claim([queue], 0, 0)
+    assert other.sweep() == 2
 
 
 # -- Orphans -----------------------------------------------------------------------------------------------------------
@@ -99,19 +105,12 @@ def test_orphans_go_back_to_the_front_in_order(make_leases: MakeLeases, lists: L
 
 
 def test_many_orphans_go_back_in_order(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
-    """More than one sweep takes."""
+    """More than one script takes."""
     lists.put(*range(450))
     other = orphaned(make_leases, lists)
-    while other.sweep():
-        pass
+    assert other.sweep() == 450
     assert lists.labels() == list(range(450))
-
-
-def test_a_sweep_gives_back_no_more_than_it_may(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
-    lists.put(*range(5))
-    other = orphaned(make_leases, lists)
-    assert other.sweep(most=3) == 3
-    assert other.sweep(most=3) == 2
+    assert other.sweep() == 0
 
 
 def test_a_lease_that_has_not_run_out_is_left_alone(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
@@ -137,11 +136,12 @@ def test_a_refreshed_lease_does_not_run_out(make_leases: MakeLeases, lists: List
 def test_a_refresh_finds_out_which_leases_were_lost(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
+    """Its lease had run out, and a sweep had taken a part of its messages when it was refreshed."""
     slow = make_leases()
     lists.put(*"abc")
     claims = claim_all(slow, queue)
-    redis_client.zadd(queue.index, {claims[1].tag: 1.0})
-    slow.sweep()
+    lists.run_out()
+    redis_client.hdel(queue.unacked, claims[1].tag)
     slow.refresh([queue])
     assert labels(slow.held()) == ["a", "c"]
     assert [slow.holds(claim) for claim in claims] == [True, False, True]

@@ -32,7 +32,7 @@ class FakeLeases:
         self.claims: dict[str, Claim] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
-        self.forgotten: list[str] = []
+        self.gone: list[str] = []
 
     def find(self, tag: str) -> Claim | None:
         return self.claims.get(tag)
@@ -46,8 +46,8 @@ class FakeLeases:
     def give_back_soon(self, claim: Claim) -> None:
         self.given_back.append(claim.tag)
 
-    def forget(self, claims: list[Claim]) -> None:
-        self.forgotten += [claim.tag for claim in claims]
+    def let_go(self, claims: list[Claim]) -> None:
+        self.gone += [claim.tag for claim in claims]
 
 
 class FakeBackend:
@@ -137,14 +137,14 @@ def test_an_unreadable_message_that_names_no_call_is_dropped(bench: Bench) -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "acknowledged", "forgotten"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
+    ("error", "acknowledged", "gone"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
 )
 def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
-    bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
+    bench: Bench, error: Exception, acknowledged: list[str], gone: list[str]
 ) -> None:
     bench.backend.error = error
     bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
-    assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
+    assert (bench.leases.acknowledged, bench.leases.gone) == (acknowledged, gone)
 
 
 def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:
@@ -187,9 +187,18 @@ def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(b
 
 def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(bench: Bench) -> None:
     running, _waits = bench.request("running"), bench.request("waits")
-    state.reserved_requests.add(running)
+    assert bench.bridge.enter_pool(running)
     bench.bridge.connection_lost()
     assert bench.leases.given_back == ["waits"]
+
+
+def test_a_plain_task_whose_lease_was_lost_while_it_waited_for_its_eta_does_not_run(bench: Bench) -> None:
+    lost, ours = bench.request("lost"), bench.request("ours")
+    del bench.leases.claims["lost"]
+    assert [bench.bridge.enter_pool(request) for request in (lost, ours)] == [False, True]
+    assert bench.bridge.in_pool == {"ours"}
+    bench.bridge.acknowledge("ours")
+    assert bench.bridge.in_pool == set()
 
 
 def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:

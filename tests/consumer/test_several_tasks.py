@@ -33,7 +33,7 @@ def worker_env() -> Mapping[str, str]:
 
 
 def claimed(client: redis.Redis, queue: str) -> int:
-    return unsettled(client).get(f"batchery:unacked_index:{queue}".encode(), 0)
+    return unsettled(client).get(f"batchery:unacked:{queue}".encode(), 0)
 
 
 def batches(client: redis.Redis) -> list[Any]:

@@ -114,6 +114,21 @@ def test_links_between_documents_lead_somewhere(root: Path) -> None:
     assert dead == []
 
 
+def test_every_test_that_a_document_names_exists(root: Path) -> None:
+    named = {
+        (path, test)
+        for document in documents(root)
+        for path, test in re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", document.read_text())
+    }
+    assert named
+    missing = [
+        f"{path}::{test}"
+        for path, test in sorted(named)
+        if not (root / path).exists() or f"def {test}(" not in (root / path).read_text()
+    ]
+    assert missing == []
+
+
 def test_the_changelog_has_a_section_for_the_next_release(root: Path) -> None:
     assert "\n## [Unreleased]\n" in (root / "CHANGELOG.md").read_text()
 

@@ -41,7 +41,7 @@ def options(**values: Any) -> dict[str, str]:
 
 def unsettled(client: redis.Redis) -> dict[bytes, int]:
     """How many messages of each queue are claimed and not settled."""
-    counts = {key: client.zcard(key) for key in client.scan_iter("batchery:unacked_index:*")}
+    counts = {key: client.hlen(key) for key in client.scan_iter("batchery:unacked:*")}
     return {key: count for key, count in counts.items() if count}
 
 

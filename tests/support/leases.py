@@ -73,15 +73,17 @@ class Lists:
         return list(map(label_of, self.raw()))
 
     def leased(self) -> set[str]:
-        """The tags of every lease; the hash and the index have the same."""
-        tags = set(bytes_of(self.client.hkeys(self.queue.unacked)))
-        assert tags == set(bytes_of(self.client.zrange(self.queue.index, 0, -1)))
-        return {tag.decode() for tag in tags}
+        """The tags of all that is held; each of its workers is among the workers of the queue."""
+        tags = {tag.decode() for tag in bytes_of(self.client.hkeys(self.queue.unacked))}
+        workers = {name.decode().rpartition(":")[2] for name in bytes_of(self.client.zrange(self.queue.workers, 0, -1))}
+        assert {tag.partition(":")[0] for tag in tags} <= workers
+        return tags
 
-    def run_out(self) -> None:
-        """Let every lease run out."""
-        for tag in bytes_of(self.client.zrange(self.queue.index, 0, -1)):
-            self.client.zadd(self.queue.index, {tag: 1.0})
+    def run_out(self, *workers: Leases) -> None:
+        """Let the leases of these workers run out, or every lease."""
+        names = [worker.worker.encode() for worker in workers]
+        for name in names or bytes_of(self.client.zrange(self.queue.workers, 0, -1)):
+            self.client.zadd(self.queue.workers, {name: 1.0}, xx=True)
 
 
 def claim_all(leases: Leases, *queues: Queue) -> list[Claim]:

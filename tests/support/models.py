@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import json
 import os
 import time
@@ -39,6 +40,12 @@ def note(app: Celery, key: str, value: Any) -> None:
     """Write down at the broker what happened in the worker."""
     with app.connection_for_write() as connection:
         connection.default_channel.client.rpush(key, json.dumps(value))
+
+
+def first_time(app: Celery, value: Any) -> bool:
+    """Whether no worker has asked for this value before."""
+    with app.connection_for_write() as connection:
+        return bool(connection.default_channel.client.set(f"test:once:{value}", 1, nx=True))
 
 
 def pass_gates(paths: Iterable[str]) -> None:
@@ -145,6 +152,14 @@ def add_echoes(app: Celery, task: Callable[..., Any]) -> None:
     def gated(paths: list[str], values: list[Any]) -> list[Any]:
         note(app, BATCHES, values)
         pass_gates(paths)
+        return values
+
+    @task(name="gil", max_batch_size=12)
+    def gil(seconds: list[float], values: list[Any]) -> list[Any]:
+        """Holds the GIL, once for each of the values."""
+        note(app, BATCHES, values)
+        for pause_s in {pause_s for pause_s, value in zip(seconds, values, strict=True) if first_time(app, value)}:
+            ctypes.PyDLL(None).usleep(int(1e6 * pause_s))
         return values
 
     @task(name="silent", max_batch_size=4)

@@ -19,6 +19,20 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     seq: int
 
 
+class Lease(NamedTuple):
+    """The lease of one worker on all messages that it holds of one queue."""
+
+    #: Host and process, for people, and what its tags begin with, after the last colon.
+    worker: str
+    #: Redis TIME at which it ends, in seconds since the epoch.
+    end: float
+
+    @property
+    def tag_worker(self) -> str:
+        """What the tags of its messages begin with, before their own colon."""
+        return self.worker.rpartition(":")[2]
+
+
 class ChordPart(NamedTuple):
     """One of the results that a chord's callback waits for, as Celery keeps them."""
 

@@ -35,13 +35,8 @@ class Queue:
         return f"{self.prefix}batchery:unacked:{self.name}"
 
     @cached_property
-    def index(self) -> str:
-        """Sorted set: tag by the time (Redis TIME, in seconds) at which its lease runs out."""
-        return f"{self.prefix}batchery:unacked_index:{self.name}"
-
-    @cached_property
     def workers(self) -> str:
-        """Sorted set: live workers by the time at which they no longer count as alive."""
+        """Sorted set: worker by the end (Redis TIME, in seconds) of its lease on all that it holds of this queue."""
         return f"{self.prefix}batchery:workers:{self.name}"
 
     @cached_property

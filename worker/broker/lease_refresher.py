@@ -1,4 +1,4 @@
-"""The lease thread: refreshes leases, gives orphans back, and sends what `Leases` has buffered."""
+"""The lease thread: refreshes our lease, gives orphans back, and sends what `Leases` has buffered."""
 
 import logging
 import threading
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import redis
 
 from .. import tuning
+from .keeper_process import KeeperProcess
 from .keys import Queue
 from .leases import Leases
 
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class LeaseRefresher:
-    """Refreshes leases several times within their length, as long as no user code hangs.
+    """Refreshes our lease several times within its length, with the help of `keeper`, if there is one.
 
     `hung` tells whether user code has exceeded its time limit. Each time that it turns true, `on_hung` is called once.
     """
@@ -25,30 +26,36 @@ class LeaseRefresher:
         leases: Leases,
         queues: Callable[[], Sequence[Queue]],
         *,
-        lease_s: float,
         hung: Callable[[], bool],
         on_hung: Callable[[], None],
+        keeper: KeeperProcess | None = None,
     ) -> None:
         self._leases = leases
         self._queues = queues
-        self._refresh_every_s = lease_s / tuning.REFRESHES_PER_LEASE
+        self._refresh_every_s = leases.lease_s / tuning.REFRESHES_PER_LEASE
         self._turn_s = min(self._refresh_every_s, tuning.LEASE_TURN_S)
         self._refreshed_at = float("-inf")
+        self._mended_at = time.monotonic()
         self._hung = hung
         self._on_hung = on_hung
         self._was_hung = False
+        self._keeper = keeper
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batchery-lease", daemon=True)
 
     def start(self) -> None:
         """Start refreshing."""
+        if self._keeper is not None:
+            self._keeper.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop refreshing: leases then run out unless their messages are settled or given back."""
+        """Stop refreshing: the lease then runs out, unless the worker leaves."""
         self._stopped.set()
         self._leases.has_buffered.set()
         self._thread.join()
+        if self._keeper is not None:
+            self._keeper.stop()
 
     def _run(self) -> None:
         next_turn = float("-inf")
@@ -60,22 +67,29 @@ class LeaseRefresher:
                 self._leases.flush()
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
-                logger.warning("Leases could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                logger.warning("The lease could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                self._stopped.wait(self._turn_s)
+            except Exception:  # without this thread, the worker would lose all that it holds
+                logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
                 self._stopped.wait(self._turn_s)
             except Exception:  # without this thread, the worker would lose all that it holds
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
                 self._stopped.wait(self._turn_s)
 
     def _take_turn(self) -> None:
+        if time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
+            refreshed = self._leases.refresh(self._queues())
+            self._refreshed_at = time.monotonic()
+            if self._keeper is not None:
+                self._keeper.refreshed(refreshed)
         hung = self._hung()
         if hung and not self._was_hung:
             self._leases.flush()  # so that what is acknowledged is not given back
             self._on_hung()
         self._was_hung = hung
-        # A hung worker keeps neither its leases nor its place among the live workers, so that others take its share.
-        if not hung and time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
-            self._leases.refresh(self._queues())
-            self._refreshed_at = time.monotonic()
-        # Each sweep is small, so that the server is not kept busy, but all orphans go back now, because callers wait.
-        if orphans := sum(iter(self._leases.sweep, 0)):
+        # All orphans go back now, because callers wait.
+        if orphans := self._leases.sweep():
             logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
+        if time.monotonic() - self._mended_at >= tuning.MEND_LEASES * self._leases.lease_s:
+            self._leases.mend()
+            self._mended_at = time.monotonic()

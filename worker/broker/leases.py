@@ -1,15 +1,20 @@
-"""The leases that one worker holds on messages. Each step is one atomic script for each queue.
+"""The lease that one worker has on the messages that it holds. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
 2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
-3. A lease ends when its holder settles or gives back, or when it runs out; then any worker may put the message back.
+3. A lease covers everything that its worker holds of a queue. It ends when the worker leaves, or when it runs out; then
+   any worker may put the messages back.
+4. A worker stays among the workers of a queue, where others look for leases that are over, for as long as it holds
+   anything there.
 """
 
+import functools
+import logging
 import os
 import secrets
 import socket
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
@@ -18,64 +23,43 @@ from typing import TypeVar
 import redis
 
 from .. import tuning
+from . import orphans
 from .claims import Claim, ResultRetention, Settled, Settlement
+from .held import HeldClaims
 from .keys import Queue
-from .lua import Scripts
+from .lua import Scripts, tag_of
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Leases:
-    """The leases of one worker, of `lease_s` seconds, at the server and in the db of `client`. Any thread."""
+class Leases(HeldClaims):
+    """The lease of one worker, of `lease_s` seconds, at the server and in the db of `client`. Any thread."""
 
     def __init__(self, client: "redis.Redis", *, lease_s: float) -> None:
+        super().__init__(lease_s=lease_s)
+        #: What the tags of this worker begin with, before the colon.
+        self.tag_worker = secrets.token_hex(8)
         #: Tells workers apart: host and process for people, the rest because process ids are used again.
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        #: Bytes of the messages held.
-        self.held_bytes = 0
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{self.tag_worker}"
         #: Messages that the last claim left to other workers.
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
         #: Set when something was buffered that `flush` should send.
         self.has_buffered = threading.Event()
-        self._scripts = Scripts(client, worker=self.worker, lease_s=lease_s)
-        #: What the tags of this worker begin with, before the colon.
-        self.tag_worker = self._scripts.tag_worker
-        self._lock = threading.Lock()
-        self._held: dict[str, Claim] = {}
-        self._held_of: Counter[str] = Counter()
-        self._queues: dict[str, Queue] = {}
+        self._scripts = Scripts(client, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
         self._next_seq = 0
-        #: Claims whose answer was lost with the connection.
-        self._unacknowledged_claims: list[tuple[Sequence[Queue], range]] = []
+        #: Claims whose answer is not known: one that is under way, and those whose answer was lost.
+        self._unanswered: list[tuple[Sequence[Queue], range]] = []
         self._acknowledgements: deque[Settlement] = deque()
         self._to_give_back: deque[Claim] = deque()
-
-    def holds(self, claim: Claim) -> bool:
-        """Return whether a claim is ours as far as this worker knows."""
-        return claim.tag in self._held
+        self._has_left = False
 
     def still_held(self, claim: Claim) -> bool:
         """Ask the server whether a claim is ours."""
-        return self._scripts.client.zscore(claim.queue.index, claim.tag) is not None
-
-    def find(self, tag: str) -> Claim | None:
-        """Return the claim of that tag, if it is ours."""
-        return self._held.get(tag)
-
-    def held(self) -> list[Claim]:
-        """Return every claim that is ours, in claim order."""
-        with self._lock:
-            return sorted(self._held.values(), key=attrgetter("seq"))
-
-    def forget(self, claims: Iterable[Claim]) -> None:
-        """Stop holding these. They are not refreshed, so the leases of those that were not settled run out."""
-        with self._lock:
-            for claim in claims:
-                if self._held.pop(claim.tag, None) is not None:
-                    self._held_of[claim.queue.name] -= 1
-                    self.held_bytes -= len(claim.message)
+        return self._scripts.client.hexists(claim.queue.unacked, claim.tag)
 
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
@@ -83,27 +67,25 @@ class Leases:
         """Claim `limit` messages and `max_bytes` at most, but one message whatever its size; never waits.
 
         `limits` bounds the messages of each of `queues`; None bounds each by `limit`. The highest priority comes first,
-        then the first of `queues`, then the oldest message of a queue.
+        then the first of `queues`, then the oldest message of a queue. If our lease has run out, it is refreshed first.
         """
-        while self._unacknowledged_claims:
-            self._scripts.give_back_claimed(*self._unacknowledged_claims[-1])
-            self._unacknowledged_claims.pop()
+        self._give_back_unanswered()
         self._queues.update({queue.name: queue for queue in queues})
         held = [self._held_of[queue.name] for queue in queues]
         seqs = range(self._next_seq, self._next_seq + limit)
+        self._unanswered.append((queues, seqs))
         # Numbers are used once even if the answer is lost, because two claims must not share tags.
         self._next_seq = seqs.stop
-        try:
-            self.server_time, self.withheld, claims = self._scripts.claim(
-                queues, seqs, held=held, limits=limits or [limit] * len(queues), max_bytes=max_bytes
-            )
-        except (redis.ConnectionError, redis.TimeoutError):
-            self._unacknowledged_claims.append((queues, seqs))
-            raise
-        with self._lock:
-            self._held.update({claim.tag: claim for claim in claims})
-            self._held_of.update([claim.queue.name for claim in claims])
-            self.held_bytes += sum([len(claim.message) for claim in claims])
+        claim = functools.partial(
+            self._scripts.claim, queues, seqs, held=held, limits=limits or [limit] * len(queues), max_bytes=max_bytes
+        )
+        answer = claim()
+        if answer is None and not self._has_left:
+            self.refresh(queues)
+            answer = claim()
+        self.server_time, self.withheld, claims = answer or (self.server_time, 0, [])
+        self._take(claims)
+        self._unanswered.pop()
         return claims
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
@@ -119,7 +101,7 @@ class Leases:
                 answers = self._scripts.settle(chunk, retention)
                 settled.update(zip([item.claim.tag for item in chunk], answers, strict=True))
                 pairs = zip(chunk, answers, strict=True)
-                self.forget(item.claim for item, answer in pairs if answer is not still_ours)
+                self._forget(item.claim for item, answer in pairs if answer is not still_ours)
         return [settled[settlement.claim.tag] for settlement in settlements]
 
     def acknowledge(self, claim: Claim) -> None:
@@ -142,38 +124,68 @@ class Leases:
         self.settle([], ResultRetention(db=self._scripts.db))
         with _taken(self._to_give_back) as claims:
             self.give_back(claims)
+        self.give_back(self._due())
 
-    def give_back(self, claims: Iterable[Claim]) -> None:
-        """Put messages back to the front of their queues, in claim order."""
+    def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
+        """Put messages back to the front of their queues, in claim order.
+
+        With `died` they are flagged as those of a worker that died: whatever the worker has noted as running counts a
+        death.
+        """
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
-            self._scripts.give_back(group[0].queue, [claim.tag for claim in group])
-        self.forget(claims)
+            self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
+        self._forget(claims)
 
-    def refresh(self, queues: Sequence[Queue]) -> None:
-        """Refresh everything we hold, and our place among the live workers of `queues`."""
-        held = {claims[0].queue: claims for claims in _by_queue(self.held(), attrgetter("queue.name"))}
-        for queue in {*queues, *held}:
-            claims = held.get(queue, [])
-            tags = [claim.tag for claim in claims]
-            if self._scripts.refresh(queue, tags) < len(tags):
-                scores = self._scripts.client.zmscore(queue.index, tags)
-                self.forget(claim for claim, score in zip(claims, scores, strict=True) if score is None)
+    def refresh(self, queues: Iterable[Queue]) -> list[Queue]:
+        """Refresh our lease in `queues`, and wherever we hold messages; return where it was refreshed.
 
-    def sweep(self, most: int = tuning.SWEEP_MAX_JOBS) -> int:
-        """Give back orphans, messages whose lease has run out, whoever held it. Return how many."""
-        return sum(self._scripts.give_back(queue, orphans=most) for queue in list(self._queues.values()))
+        Where it had run out, other workers may have taken messages of ours, so we look for each that we hold.
+        """
+        refreshed = [*{*queues, *self._queues_of_held(), *(claim.queue for claim in self._kept())}]
+        for queue in self._scripts.refresh(refreshed):
+            if self._held_of[queue.name]:
+                claims = [claim for claim in self.held() if claim.queue == queue]
+                held = self._scripts.held(queue, [claim.tag for claim in claims])
+                lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
+                self._forget(lost)
+                logger.warning("Our lease on %s had run out. Of %d jobs %d are lost.", queue.name, len(held), len(lost))
+        return refreshed
+
+    def sweep(self) -> int:
+        """Give back orphans: all messages of workers whose lease has run out. Return how many."""
+        return orphans.sweep(self._scripts, list(self._queues.values()))
+
+    def mend(self) -> None:
+        """Give back strays: messages that the server holds for us, or for nobody, and of which nobody knows."""
+        for queue in list(self._queues.values()):
+            next_seq = min([self._next_seq, *(seqs.start for _, seqs in [*self._unanswered])])
+            strays = orphans.find_strays(self._scripts, queue, self.tag_worker, next_seq)
+            if own := [tag for tag in strays if tag not in self._held and tag not in self._let_go]:
+                logger.error("%d messages of %s were held for nobody. They go back to it.", len(own), queue.name)
+                self._scripts.give_back(queue, own)
 
     def leave(self, running: Collection[str] = ()) -> None:
         """Send what is buffered, give back whatever is still held, and no longer count as a live worker.
 
-        The tags in `running` are not given back, because their jobs may be why the worker leaves: when their leases run
+        The tags in `running` are not given back, because their jobs may be why the worker leaves: when its lease runs
         out, they count as orphans that were running.
         """
+        self._has_left = True
         self.flush()
-        self.give_back(claim for claim in self.held() if claim.tag not in running)
-        for queue in self._queues.values():
-            self._scripts.client.zrem(queue.workers, self.worker)
+        self.give_back(claim for claim in (*self.held(), *self._kept()) if claim.tag not in running)
+        self._give_back_unanswered()
+        if not any(tag in self._held for tag in running):
+            orphans.leave(self._scripts, self.worker, list(self._queues.values()))
+
+    def _give_back_unanswered(self) -> None:
+        """Give back whatever those claims took whose answer was lost."""
+        while self._unanswered:
+            queues, seqs = self._unanswered[-1]
+            for queue in queues:
+                tags = [tag_of(self.tag_worker, seq, priority) for seq in seqs for priority in queue.priorities]
+                self._scripts.give_back(queue, tags)
+            self._unanswered.pop()
 
 
 @contextmanager

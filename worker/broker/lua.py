@@ -1,25 +1,29 @@
 """The Lua scripts of the folder `scripts`: their KEYS, their ARGV and their replies."""
 
-import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from .. import tuning
-from .claims import Claim, ResultRetention, Settled, Settlement
+from .claims import Claim, Lease, ResultRetention, Settled, Settlement
 from .keys import Queue
 
 #: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
 _SETTLED = tuple(Settled)
 
 
+def tag_of(tag_worker: str, seq: int, priority: int) -> str:
+    """Return the tag of a worker's claim. Sorted tags are in claim order."""
+    return f"{tag_worker}:{seq:012d}.{priority}"
+
+
 class Scripts:
     """Runs the scripts for one worker, each as a method. Any thread."""
 
-    def __init__(self, client: "redis.Redis", *, worker: str, lease_s: float) -> None:
+    def __init__(self, client: "redis.Redis", *, worker: str, tag_worker: str, lease_s: float) -> None:
         self.db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._pool = client.connection_pool
         self._local = threading.local()
@@ -27,9 +31,7 @@ class Scripts:
         self._scripts = {file.stem: client.register_script(file.read_text()) for file in files}
         self._worker = worker
         self._lease_s = lease_s
-        #: What all tags of this worker begin with, before the colon.
-        self.tag_worker = secrets.token_hex(8)
-        self._tag_prefix = f"{self.tag_worker}:"
+        self._tag_prefix = f"{tag_worker}:"
 
     @property
     def client(self) -> "redis.Redis":
@@ -41,19 +43,23 @@ class Scripts:
 
     def claim(
         self, queues: Sequence[Queue], seqs: range, *, held: Sequence[int], limits: Sequence[int], max_bytes: int
-    ) -> tuple[float, int, list[Claim]]:
+    ) -> tuple[float, int, list[Claim]] | None:
         """Claim a message for each of `seqs` at most; `held` and `limits` count messages of each of `queues`.
 
-        Return Redis TIME in seconds, the messages left to other workers, and the claims.
+        Return Redis TIME in seconds, the messages left to other workers, and the claims; None if nothing was claimed
+        because this worker's lease has run out.
         """
         priorities = queues[0].priorities
         lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
-        keys = [key for queue in queues for key in (queue.unacked, queue.index, queue.workers)]
+        keys = [key for queue in queues for key in (queue.unacked, queue.workers)]
         keys += [queue.lists[step] for queue, step in lists]
-        args: list[Any] = [self._tag_prefix, seqs.start, self._lease_s, len(seqs), max_bytes, len(queues)]
+        args: list[Any] = [self._tag_prefix, seqs.start, self._worker, len(seqs), max_bytes, len(queues)]
         for queue, count, limit in zip(queues, held, limits, strict=True):
             args += (queue.envelope_end, count, limit)
-        server_time, withheld, *rest = self._run("claim", keys, [*args, *priorities])
+        reply = self._run("claim", keys, [*args, *priorities])
+        if not reply:
+            return None
+        server_time, withheld, *rest = reply
         prefix, messages = self._tag_prefix, rest[len(lists) :]
         claims: list[Claim] = []
         for (queue, step), count in zip(lists, rest, strict=False):
@@ -64,16 +70,10 @@ class Scripts:
             ]
         return float(server_time), int(withheld), claims
 
-    def give_back_claimed(self, queues: Sequence[Queue], seqs: range) -> None:
-        """Give back whatever `claim` took, where its reply is not known."""
-        for queue in queues:
-            tags = [f"{self._tag_prefix}{seq:012d}.{priority}" for seq in seqs for priority in queue.priorities]
-            self.give_back(queue, tags)
-
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Settle claims of one queue; return what became of each."""
         queue = settlements[0].claim.queue
-        keys: list[str] = [queue.unacked, queue.index]
+        keys: list[str] = [queue.unacked]
         args: list[Any] = [self.db, retention.db, retention.expires_s, len(settlements)]
         parts: list[Any] = []
         chords: dict[str, int] = {}
@@ -91,17 +91,74 @@ class Scripts:
             args += (int(retention.chord_in_order), retention.chord_expires_s, retention.group_expires_s, *parts)
         return [_SETTLED[answer] for answer in self._run("settle", keys, args)]
 
-    def give_back(self, queue: Queue, tags: Sequence[str] = (), *, orphans: int | None = None) -> int:
-        """Give back the messages of `tags`, or messages whose lease has run out, `orphans` at most; return how many."""
-        keys = [queue.unacked, queue.index, *queue.lists]
-        priorities = ",".join(map(str, queue.priorities))
-        most = "" if orphans is None else orphans
-        args = [len(queue.envelope_end), priorities, most, tuning.SWEEP_MAX_BYTES, queue.running, *tags]
-        return int(self._run("give_back", keys, args))
+    def give_back(
+        self, queue: Queue, tags: Collection[str], *, orphans_of: Lease | None = None, died: bool = False
+    ) -> int:
+        """Give back the messages of `tags` that are still held, the oldest to the front; return how many.
 
-    def refresh(self, queue: Queue, tags: Sequence[str]) -> int:
-        """Refresh leases, and the worker's place among the live ones; return how many of `tags` are still held."""
-        return int(self._run("refresh", [queue.index, queue.workers], [self._lease_s, self._worker, *tags]))
+        With `orphans_of` these are all that this worker left, and it leaves the workers of the queue. If it has
+        refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as those of a worker that died.
+        """
+        keys = [queue.unacked, queue.workers, *queue.lists]
+        worker, lease_end = orphans_of or ("", 0.0)
+        priorities = ",".join(map(str, queue.priorities))
+        args = [len(queue.envelope_end), priorities, tuning.SWEEP_MAX_BYTES, queue.running, "1" if died else ""]
+        args += [worker, repr(lease_end)]
+        newest_first = sorted(tags, reverse=True)
+        begin = given_back = 0
+        while True:  # in pieces, so that no script keeps the server busy for long
+            chunk = newest_first[begin : begin + tuning.SWEEP_MAX_JOBS]
+            is_last = orphans_of is not None and begin + len(chunk) == len(newest_first)
+            seen, count = self._run("give_back", keys, [*args, "1" if is_last else "", *chunk])
+            begin, given_back = begin + seen, given_back + count
+            if begin == len(newest_first) or not seen:
+                return int(given_back)
+
+    def refresh(self, queues: Sequence[Queue]) -> list[Queue]:
+        """Refresh this worker's lease in each of `queues`; return those in which it had run out, or was none yet."""
+        keys = [queue.workers for queue in queues]
+        in_time = self._run("refresh", keys, [self._lease_s, self._worker, "1"]) if keys else ()
+        return [queue for queue, answer in zip(queues, in_time, strict=True) if not answer]
+
+    def end_lease(self, queue: Queue) -> None:
+        """Let this worker's lease end now, if it has not run out."""
+        self._run("refresh", [queue.workers], [0, self._worker, ""])
+
+    def add_worker(self, queue: Queue, worker: str) -> None:
+        """Add another worker, with a lease of the usual length."""
+        self._run("refresh", [queue.workers], [self._lease_s, worker, "1"])
+
+    def held(self, queue: Queue, tags: Sequence[str]) -> list[bool]:
+        """Return for each tag whether the server holds its message."""
+        answers: list[bool] = []
+        for begin in range(0, len(tags), tuning.SCAN_COUNT):
+            with self.client.pipeline(transaction=False) as pipeline:
+                for tag in tags[begin : begin + tuning.SCAN_COUNT]:
+                    pipeline.hexists(queue.unacked, tag)
+                answers += map(bool, pipeline.execute())
+        return answers
+
+    def tags(self, queue: Queue, worker: str = "*") -> set[str]:
+        """Return the tags of all messages of a queue that are held, or of those whose tags begin with `worker`."""
+        names: list[Any] = []
+        cursor: Any = None
+        try:
+            while cursor != 0:  # in pieces, so that no command keeps the server busy for long
+                cursor, some = self.client.hscan(
+                    queue.unacked, cursor or 0, f"{worker}:*", tuning.SCAN_COUNT, no_values=True
+                )
+                names += some
+        except redis.ResponseError:  # before Redis 7.4 and Valkey 8.0 it returns the messages, too, which may be large
+            names = list(self.client.hkeys(queue.unacked))
+        return {name.decode() for name in names if worker == "*" or name.startswith(f"{worker}:".encode())}
+
+    def workers(self, queue: Queue) -> tuple[float, list[Lease]]:
+        """Return Redis TIME in seconds, and the workers of a queue."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.zrange(queue.workers, 0, -1, withscores=True)
+            (seconds, micros), workers = pipeline.execute()
+        return seconds + micros / 1e6, [Lease(name.decode(), end) for name, end in workers]
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)

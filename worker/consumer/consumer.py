@@ -23,6 +23,7 @@ from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
 from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
+from ..broker.keeper_process import KeeperProcess
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
@@ -83,7 +84,7 @@ class BatchConsumer(Consumer):
             self._bridge.take(request)
         elif name in self.settings.unserved:
             self._bridge.leave_to_others(request)
-        else:
+        elif self._bridge.enter_pool(request):
             self._to_pool(request)
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
@@ -138,7 +139,10 @@ class BatchConsumer(Consumer):
         try:
             self._leases.leave({job.reply.claim.tag for job in self.engine.suspects})
         except redis.RedisError as exc:
-            logger.warning("Leases could not be given back. They run out by themselves. Redis: %s", exc)
+            logger.warning(
+                "Jobs could not be given back. They run elsewhere when the lease of this worker has run out. Redis: %s",
+                exc,
+            )
         self._watcher.close()
         self._note.close()
         self.engine = None
@@ -157,9 +161,7 @@ class BatchConsumer(Consumer):
         events = Events(self)
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
-        expires_s = tuning.NOTE_LEASES * options.lease_s + max(
-            (task.options.batch_time_limit_s for task in tasks.values()), default=0.0
-        )
+        expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
         prefix = channel.global_keyprefix
         self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
@@ -173,9 +175,11 @@ class BatchConsumer(Consumer):
         self._lease_refresher = LeaseRefresher(
             leases,
             self._queues,
-            lease_s=options.lease_s,
             hung=lambda: state.hung,
             on_hung=source.give_back_rest,
+            keeper=KeeperProcess(
+                client, worker=leases.worker, lease_s=options.lease_s, limit_s=lambda: state.longest_time_limit_s
+            ),
         )
         self._lease_refresher.start()
         engine.start()

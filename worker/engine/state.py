@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ...batchers import Job, Planner
-from ...configs import WorkerOptions
+from ...configs import TaskOptions, WorkerOptions
 from .job_table import TaskState
 from .model import Model
 from .ports import Capacity
@@ -63,6 +63,12 @@ class EngineState:
     def time_limit_of(self, job: Job) -> float:
         """Return the seconds that user code may work on a batch of a job's task in one step."""
         return self.tasks[job.task].options.batch_time_limit_s
+
+    @property
+    def longest_time_limit_s(self) -> float:
+        """Return the longest of the tasks' `batch_time_limit_s`."""
+        limits = [task.options.batch_time_limit_s for task in self.tasks.values()]
+        return max(limits, default=TaskOptions().batch_time_limit_s)
 
     @property
     def running(self) -> Sequence[Job]:

@@ -1,11 +1,12 @@
 -- Claims messages: takes them out of their queues and puts them under our lease, all in one step.
 --
--- KEYS  for each of n queues: unacked hash, unacked_index, workers; then the lists, by priority and then by queue
--- ARGV  1 tag prefix   2 first sequence number   3 lease in seconds   4 messages at most   5 bytes at most
+-- KEYS  for each of n queues: unacked hash, workers; then the lists, by priority and then by queue
+-- ARGV  1 tag prefix   2 first sequence number   3 worker   4 messages at most   5 bytes at most
 --       6 n   then for each queue: end of its envelope, messages of it that this worker holds, messages of it at most
 --       then the priorities
 -- Reply {time, messages left behind because they are other workers' share,
 --        for each list how many were taken, each message taken (oldest first, list by list)}
+--       or {} if this worker's lease in one of the queues has run out: nothing is claimed, because it would be an orphan
 --
 -- A message's tag is prefix .. 12-digit sequence number .. '.' .. priority. So sorted tags are in claim order, and a
 -- tag alone tells to which list its message goes back.
@@ -13,16 +14,18 @@
 
 local CHUNK = 16  -- messages popped at once, at most
 
-local prefix, sequence, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local prefix, sequence, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local limit, bytes, queues = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local priorities = #ARGV - 6 - 3 * queues
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local expiry = string.format('%.6f', now + lease)
+for queue = 1, queues do
+  if tonumber(redis.call('ZSCORE', KEYS[2 * queue], worker) or 0) <= now then return {} end
+end
 
 local function list_key(priority, queue)
-  return KEYS[3 * queues + (priority - 1) * queues + queue]
+  return KEYS[2 * queues + (priority - 1) * queues + queue]
 end
 
 -- A worker holds at most its share of the messages that wait or are held, so that no other worker is left idle.
@@ -34,8 +37,8 @@ for queue = 1, queues do
   end
   share[queue] = 0
   if backlog > 0 then
-    local held = redis.call('HLEN', KEYS[3 * queue - 2])
-    local live = math.max(1, redis.call('ZCOUNT', KEYS[3 * queue], now, '+inf'))
+    local held = redis.call('HLEN', KEYS[2 * queue - 1])
+    local live = math.max(1, redis.call('ZCOUNT', KEYS[2 * queue], now, '+inf'))
     local mine = tonumber(ARGV[5 + 3 * queue])
     share[queue] = math.max(0, math.ceil((backlog + held) / live) - mine)
     withheld = withheld + math.max(0, backlog - share[queue])
@@ -53,20 +56,16 @@ local function chunk()
 end
 
 local function lease_messages(queue, priority, popped)
-  local fields, scores = {}, {}
+  local fields = {}
   local envelope_end = ARGV[4 + 3 * queue]
   local suffix = '.' .. ARGV[6 + 3 * queues + priority]
   for index = 1, #popped do
     local tag = prefix .. string.format('%012d', sequence) .. suffix
     sequence = sequence + 1
     fields[2 * index - 1], fields[2 * index] = tag, '[' .. popped[index] .. envelope_end
-    scores[2 * index - 1], scores[2 * index] = expiry, tag
     messages[#messages + 1] = popped[index]
   end
-  if #popped > 0 then
-    redis.call('HSET', KEYS[3 * queue - 2], unpack(fields))
-    redis.call('ZADD', KEYS[3 * queue - 1], unpack(scores))
-  end
+  if #popped > 0 then redis.call('HSET', KEYS[2 * queue - 1], unpack(fields)) end
 end
 
 for priority = 1, priorities do

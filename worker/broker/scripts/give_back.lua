@@ -1,13 +1,19 @@
 -- Gives messages back to the front of their queue, in claim order.
 --
--- KEYS  1 unacked hash   2 unacked_index   then the queue's lists, one for each priority
--- ARGV  1 length of the envelope's end   2 the priorities, joined by ','
---       3 '' to give back the tags that follow; else how many orphans, whose lease has run out, at most
---       4 bytes of orphans at most, except that the first may be larger
---       5 beginning of the keys of running notes, to which the worker's part of a tag is added   then the tags
--- Reply how many were given back; a tag that is no longer held is ignored
+-- KEYS  1 unacked hash   2 workers   then the queue's lists, one for each priority
+-- ARGV  1 length of the envelope's end   2 the priorities, joined by ','   3 bytes at most, but one message in any case
+--       4 beginning of the keys of running notes, to which the worker's part of a tag is added
+--       5 '1' if the messages were left by a worker that died or hung: they are flagged, and deaths are counted
+--       6 that worker, if its lease must be over, else ''   7 the end of its lease, as it was read
+--       8 '1' if that worker holds nothing else: then it leaves the workers
+--       then the tags, the newest first, because each message is put before those of earlier tags
+-- Reply {how many of the tags were looked at, how many messages were given back}; a tag that is no longer held is passed
+--       over. {0, 0} if that worker has refreshed its lease meanwhile, so that everything it holds is its own
 --
 -- This works over maxmemory, because Redis refuses only a script's first write, and the first one removes nothing.
+
+redis.call('ZREM', KEYS[2], '')
+if ARGV[6] ~= '' and tonumber(redis.call('ZSCORE', KEYS[2], ARGV[6]) or 0) ~= tonumber(ARGV[7]) then return {0, 0} end
 
 local list_of, place = {}, 3
 for priority in string.gmatch(ARGV[2], '%d+') do
@@ -20,7 +26,7 @@ local function was_running(tag)
   local worker = string.match(tag, '^(.*):') or ''
   if not notes[worker] then
     notes[worker] = {}
-    for noted in string.gmatch(redis.call('GET', ARGV[5] .. worker) or '', '%S+') do notes[worker][noted] = true end
+    for noted in string.gmatch(redis.call('GET', ARGV[4] .. worker) or '', '%S+') do notes[worker][noted] = true end
   end
   return notes[worker][tag]
 end
@@ -39,20 +45,10 @@ local function redelivered(message, died)
   return before .. info .. (string.find(info, '^{%s*$') and '' or ', ') .. '"redelivered": ' .. flag .. behind
 end
 
-local tags, orphans = {}, ARGV[3] ~= ''
-if orphans then
-  local clock = redis.call('TIME')
-  local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-  -- The newest come first, because what a later sweep gives back is put before them.
-  tags = redis.call('ZRANGE', KEYS[2], now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[3])
-else
-  for index = 6, #ARGV do tags[#tags + 1] = ARGV[index] end
-end
-
-redis.call('ZREM', KEYS[2], '')
-table.sort(tags, function(one, other) return one > other end)
-local count, left = 0, orphans and tonumber(ARGV[4]) or math.huge
-for _, tag in ipairs(tags) do
+local orphans, left = ARGV[5] == '1', tonumber(ARGV[3])
+local seen, count = 0, 0
+for index = 9, #ARGV do
+  local tag = ARGV[index]
   local envelope = redis.call('HGET', KEYS[1], tag)
   left = left - (envelope and #envelope or 0)
   if left < 0 and count > 0 then break end
@@ -63,6 +59,7 @@ for _, tag in ipairs(tags) do
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
   end
-  redis.call('ZREM', KEYS[2], tag)
+  seen = seen + 1
 end
-return count
+if ARGV[8] == '1' and seen == #ARGV - 8 then redis.call('ZREM', KEYS[2], ARGV[6]) end
+return {seen, count}

@@ -1,7 +1,7 @@
 -- Settles jobs: stores each result, announces it to its callers, and acknowledges its message, if we still hold it.
 --
--- KEYS  1 unacked hash   2 unacked_index   then for each job: its result key, or the first key again if it is only
---       acknowledged (an empty name would be a key that access rules forbid)
+-- KEYS  1 unacked hash   then for each job: its result key, or the first key again if it is only acknowledged (an empty
+--       name would be a key that access rules forbid)
 --       then for each chord: parts, added to its size, size, parts known, saved group, state (Celery's
 --       .j .t .s .d '' .c)
 -- ARGV  1 broker's db number   2 results' db number   3 seconds that results are kept, 0: for ever   4 number of jobs
@@ -15,11 +15,11 @@
 -- Any other error (such as a write that access rules forbid) comes before the acknowledgement, so nothing is lost.
 
 local jobs = tonumber(ARGV[4])
-local tags = {}
-for job = 1, jobs do tags[job] = ARGV[3 + 2 * job] end
-local held = redis.call('ZMSCORE', KEYS[2], unpack(tags))
-local reply = {}
-for job = 1, jobs do reply[job] = held[job] and 1 or 0 end
+local tags, reply = {}, {}
+for job = 1, jobs do
+  tags[job] = ARGV[3 + 2 * job]
+  reply[job] = redis.call('HEXISTS', KEYS[1], tags[job])
+end
 
 redis.call('HDEL', KEYS[1], '')
 if ARGV[1] ~= ARGV[2] then redis.call('SELECT', ARGV[2]) end
@@ -46,7 +46,7 @@ local function chord_of(first_key)
 end
 
 for place = first_part + 3, #ARGV, 5 do
-  local job, chord = tonumber(ARGV[place]), chord_of(3 + jobs + 6 * (tonumber(ARGV[place + 1]) - 1))
+  local job, chord = tonumber(ARGV[place]), chord_of(2 + jobs + 6 * (tonumber(ARGV[place + 1]) - 1))
   local member, value = ARGV[place + 2] .. ':' .. ARGV[place + 3], ARGV[place + 4]
   if reply[job] == 1 and not chord.over then
     local is_new = redis.call('SISMEMBER', chord.known, member) == 0
@@ -75,7 +75,7 @@ local settled = {}
 for job = 1, jobs do
   if reply[job] == 1 then
     settled[#settled + 1] = tags[job]
-    local key, result = KEYS[2 + job], ARGV[4 + 2 * job]
+    local key, result = KEYS[1 + job], ARGV[4 + 2 * job]
     if key ~= KEYS[1] then
       if ARGV[3] == '0' then
         redis.call('SET', key, result)
@@ -87,8 +87,5 @@ for job = 1, jobs do
   end
 end
 if ARGV[1] ~= ARGV[2] then redis.call('SELECT', ARGV[1]) end
-if #settled > 0 then
-  redis.call('HDEL', KEYS[1], unpack(settled))
-  redis.call('ZREM', KEYS[2], unpack(settled))
-end
+if #settled > 0 then redis.call('HDEL', KEYS[1], unpack(settled)) end
 return reply

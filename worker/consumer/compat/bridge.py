@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -15,7 +15,7 @@ from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
 from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
-from ..wire.request import FastRequest, full_request
+from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
 
@@ -34,8 +34,9 @@ class CeleryBridge:
         self._hub = context.hub
         self._intake = context.intake
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
-        #: Tags of the claims that Celery has in hand.
+        #: Tags of the claims that Celery has in hand, and of those of them that its pool has.
         self._tags: set[str] = set()
+        self._in_pool: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
@@ -51,7 +52,8 @@ class CeleryBridge:
 
     def forget_lost(self) -> None:
         """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
-        self._tags -= {tag for tag in tuple(self._tags) if self._leases.find(tag) is None}
+        for tag in [tag for tag in self._tags.copy() if self._leases.find(tag) is None]:
+            self._discard(tag)
 
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
@@ -72,6 +74,21 @@ class CeleryBridge:
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
+    @property
+    def in_pool(self) -> Set[str]:
+        """The tags of plain tasks that wait for a thread of Celery's pool, or run there. Any thread."""
+        return self._in_pool.copy()
+
+    def enter_pool(self, request: Request) -> bool:
+        """Note that a plain task goes to Celery's pool; return False if its message was lost while it waited."""
+        tag: str = request.message.delivery_tag
+        if self._leases.find(tag) is None:  # it runs elsewhere
+            self._tags.discard(tag)
+            worker_state.forget([request])
+            return False
+        self._in_pool.add(tag)
+        return True
+
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
         claim = self._take_back(request)
@@ -89,12 +106,12 @@ class CeleryBridge:
         self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
-        """Let any worker have the message of a task that this worker does not serve, once its lease is over.
+        """Let any worker have the message of a task that this worker does not serve, after the length of a lease.
 
-        It is not given back, because it would return at once.
+        It is not given back at once, because it would return at once.
         """
         if (claim := self._take_back(request)) is not None:
-            self._leases.forget([claim])
+            self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
         if name not in self._left:
@@ -141,35 +158,36 @@ class CeleryBridge:
         except (TypeError, ValueError):
             logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
         except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again when its lease is over.", task_id)
-            self._leases.forget([claim])
+            logger.exception("The failure of %s could not be stored. It runs again after a lease.", task_id)
+            self._leases.let_go([claim])
             return
         self.acknowledge(claim.tag)
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        in_pool = {
-            request.message.delivery_tag for request in state.reserved_requests if not isinstance(request, FastRequest)
-        }
-        for tag in self._tags - in_pool:
+        for tag in self._tags - self._in_pool:
             self._give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
-        self._tags.discard(tag)
+        self._discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.acknowledge(claim)
 
     def _give_back(self, tag: str) -> None:
-        self._tags.discard(tag)
+        self._discard(tag)
         if (claim := self._leases.find(tag)) is not None:
             self._leases.give_back_soon(claim)
 
     def _take_back(self, request: Request) -> Claim | None:
         """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
         tag: str = request.message.delivery_tag
-        self._tags.discard(tag)
+        self._discard(tag)
         return self._leases.find(tag)
+
+    def _discard(self, tag: str) -> None:
+        self._tags.discard(tag)
+        self._in_pool.discard(tag)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

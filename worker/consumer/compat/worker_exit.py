@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+import redis
 from celery.utils.functional import noop
 from celery.worker import state
 
@@ -25,13 +26,18 @@ def end_worker(hub: HubCalls) -> None:
 
 
 def end_worker_unless_it_recovers(context: WorkerContext) -> None:
-    """End the worker if its user code still hangs after the length of a lease, when other workers have its jobs."""
+    """End the worker if its user code still hangs after the length of a lease, and let others have what hangs."""
     _later(context.options.lease_s, _end_if_hung, context)
 
 
 def _end_if_hung(context: WorkerContext) -> None:
-    if not context.intake.hung:
+    hung_jobs = context.intake.hung_jobs
+    if not hung_jobs:
         return
+    try:  # the lease covers plain tasks that still run, so it is not left to run out
+        context.leases.give_back([job.reply.claim for job in hung_jobs], died=True)
+    except redis.RedisError as exc:
+        logger.warning("The jobs that hang go back when the lease of this worker has run out. Redis: %s", exc)
     logger.critical("User code has hung for too long. This worker ends, so that its supervisor starts another.")
     end_worker(context.hub)
     # Celery's shutdown waits for plain tasks, and for whatever else may hang: this is its bound.

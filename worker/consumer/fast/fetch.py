@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 
+import redis
 from celery import signals
 from celery.worker import state
 
@@ -75,8 +76,13 @@ class QueueSource:
         return self._sort(self._take(selection)) if arrived and not self._intake.hung else []
 
     def give_back(self, jobs: Sequence[Job]) -> None:
-        """Put messages back to the front of their queues, in claim order."""
-        self._retry.once(lambda: self._leases.give_back(job.reply.claim for job in jobs))
+        """Put messages back to the front of their queues, in claim order; if Redis fails, the lease thread does it."""
+        claims = [job.reply.claim for job in jobs]
+        try:
+            self._leases.give_back(claims)
+        except redis.RedisError:
+            for claim in claims:
+                self._leases.give_back_soon(claim)
         self._hub.call(worker_state.forget, [job.reply for job in jobs])
 
     def interrupt(self) -> None:
@@ -86,8 +92,12 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but what user code works on, because it hangs. Lease thread."""
+        """Let other workers have everything but what user code works on, because it hangs. Lease thread.
+
+        Plain tasks in Celery's pool stay, too, because they run.
+        """
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
+        running |= self._bridge.in_pool
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         end_worker_unless_it_recovers(self._context)
 

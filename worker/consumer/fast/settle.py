@@ -130,8 +130,8 @@ class CelerySink:
         """
         answers = self._retry.while_transient(lambda: self._store.settle(outcomes))
         if answers is None:  # the worker stops
-            # No longer refreshed, these run again, here or elsewhere, when their leases are over.
-            self._leases.forget(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
+            # These run again elsewhere: the worker gives them back when it leaves.
+            self._leases.let_go(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
             answers = [Settled.LOST if outcome.error is None else Settled.NEEDS_CELERY for outcome in outcomes]
         pairs = list(zip(outcomes, answers, strict=True))
         settled = [(outcome, answer is Settled.DONE) for outcome, answer in pairs if answer is not Settled.NEEDS_CELERY]
