@@ -221,7 +221,7 @@ class Lane:
         return wrong, verdicts.count("failed")
 
     def _stored(self, sent: Sequence[Sent]) -> list[bytes]:
-        found = self.client.mget([f"celery-task-meta-{call.id}" for call in sent]) if sent else []
+        found: Any = self.client.mget([f"celery-task-meta-{call.id}" for call in sent]) if sent else []
         return [result or b"" for result in found]
 
     def unsettled(self) -> int:

@@ -206,7 +206,7 @@ class Hook:
 
     @classmethod
     def install(cls) -> None:
-        sys.meta_path.insert(0, cls())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, cls())
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
         if not name.startswith(tuple(PACKAGES)):

@@ -48,6 +48,11 @@ class KeeperProcess:
             return
         self._thread.start()
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The thread that beats, if it was started."""
+        return [] if self._process is None else [self._thread]
+
     def refreshed(self, queues: Sequence[Queue]) -> None:
         """Note that the lease was refreshed in these queues. Never blocks."""
         self._beat = {"keys": [queue.workers for queue in queues], "refreshed_at": time.monotonic()}
@@ -71,6 +76,8 @@ class KeeperProcess:
             except OSError:
                 logger.warning("The keeper has ended, and is started again.")
                 self._restart()
+            except Exception:  # without its beats, the keeper would kill this worker
+                logger.exception("The keeper could not be told that this worker lives.")
             self._due.wait(self._every_s)
             self._due.clear()
 

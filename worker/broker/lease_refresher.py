@@ -57,6 +57,12 @@ class LeaseRefresher:
         if self._keeper is not None:
             self._keeper.stop()
 
+    @property
+    def dead_thread(self) -> str | None:
+        """The name of a thread that has died, if one has."""
+        threads = [self._thread, *([] if self._keeper is None else self._keeper.threads)]
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
+
     def _run(self) -> None:
         next_turn = float("-inf")
         while not self._stopped.is_set():
@@ -68,9 +74,6 @@ class LeaseRefresher:
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
                 logger.warning("The lease could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
-                self._stopped.wait(self._turn_s)
-            except Exception:  # without this thread, the worker would lose all that it holds
-                logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
                 self._stopped.wait(self._turn_s)
             except Exception:  # without this thread, the worker would lose all that it holds
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)

@@ -114,6 +114,12 @@ class Leases(HeldClaims):
         self._to_give_back.append(claim)
         self.has_buffered.set()
 
+    @property
+    def buffered(self) -> set[str]:
+        """The tags of what the next `flush` sends."""
+        settlements, claims = [*self._acknowledgements], [*self._to_give_back]
+        return {settlement.claim.tag for settlement in settlements} | {claim.tag for claim in claims}
+
     def flush(self) -> None:
         """Send what is buffered.
 

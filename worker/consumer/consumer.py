@@ -30,6 +30,7 @@ from ..engine import Engine, EngineState
 from .compat.bridge import CeleryBridge
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.ownership import Ownership
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -41,9 +42,18 @@ logger = logging.getLogger(__name__)
 
 
 class Batching(bootsteps.StartStopStep):
-    """Adds the engine's statistics to `inspect stats`, where Flower shows them too."""
+    """Adds the engine's statistics to `inspect stats`, where Flower shows them too, and checks the worker regularly."""
 
     requires = (Tasks,)
+
+    def start(self, c: "BatchConsumer") -> None:
+        """Begin the checks, with each connection to the broker, because Celery clears its timer when it loses one."""
+        period_s = max(tuning.CHECK_OWNERS_S, c.settings.worker.lease_s / tuning.REFRESHES_PER_LEASE)
+        self._timer = c.timer.call_repeatedly(period_s, c.check)
+
+    def stop(self, c: "BatchConsumer") -> None:
+        """End the checks."""
+        c.timer.cancel(self._timer)
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
@@ -116,6 +126,11 @@ class BatchConsumer(Consumer):
             self._hub_calls.tick()
         return self.handle_message
 
+    def check(self) -> None:
+        """Give back messages on which nobody works, and end if a thread of ours has died."""
+        if self.engine is not None:
+            self._ownership.check()
+
     def on_close(self) -> None:
         """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
         if self.engine is not None:
@@ -164,6 +179,7 @@ class BatchConsumer(Consumer):
         expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
         prefix = channel.global_keyprefix
         self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
+        self._ownership = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread)
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
         engine = Engine(state, source, sink)
         try:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence, Set
+from weakref import WeakValueDictionary
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -14,7 +15,7 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
@@ -36,6 +37,8 @@ class CeleryBridge:
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
         #: Tags of the claims that Celery has in hand, and of those of them that its pool has.
         self._tags: set[str] = set()
+        #: The messages that somebody still refers to, by tag.
+        self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
         self._in_pool: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
@@ -65,10 +68,16 @@ class CeleryBridge:
             if not self._leases.holds(claim):
                 continue
             try:
-                self._consumer.handle_message(to_kombu(claim, self._channel, self._consumer.accept))
+                message = to_kombu(claim, self._channel, self._consumer.accept)
+                self._messages[claim.tag] = message
+                self._consumer.handle_message(message)
             except Exception as exc:
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
+
+    def has(self, claim: Claim) -> bool:
+        """Whether Celery may still acknowledge a message, because somebody refers to it."""
+        return claim.tag in self._messages
 
     def build_request(self, claim: Claim) -> Request:
         """Return Celery's own request for a claim."""

@@ -36,6 +36,10 @@ def addressee(message: bytes) -> tuple[str | None, str | None]:
     return task, task_id
 
 
+class LeasedMessage(Message):
+    """kombu's message, to which there can be weak references."""
+
+
 class LeaseChannel:
     """What a kombu message needs of its channel. An acknowledgement ends the lease."""
 
@@ -59,7 +63,7 @@ class LeaseChannel:
 
 def to_kombu(
     claim: Claim, channel: LeaseChannel, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES
-) -> Message:
+) -> LeasedMessage:
     """Return kombu's message for a claim. Its delivery tag is the claim's, and its body is decompressed.
 
     Raises:
@@ -70,7 +74,7 @@ def to_kombu(
     payload["properties"]["delivery_tag"] = claim.tag
     # Not left to kombu, because kombu would decompress it whatever its size.
     compression = payload["headers"].pop("compression", None) if payload.get("headers") else None
-    message = Message(payload, channel=channel, accept=accept)
+    message = LeasedMessage(payload, channel=channel, accept=accept)
     if compression:
         message.body = decompress(message.body, compression, max_bytes)
     check_size(len(message.body or b""), max_bytes)
