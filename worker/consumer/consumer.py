@@ -27,6 +27,7 @@ from ..broker.keeper_process import KeeperProcess
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
+from .compat import worker_state
 from .compat.bridge import CeleryBridge
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
@@ -89,6 +90,13 @@ class BatchConsumer(Consumer):
         super().__init__(self._on_task_request, init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:
+        try:
+            self._take(request)
+        except Exception:  # nobody would forget it, so that it would seem to have an owner
+            worker_state.forget([request])
+            raise
+
+    def _take(self, request: Request) -> None:
         name = request.task.name
         if name in self.settings.tasks:
             self._bridge.take(request)
