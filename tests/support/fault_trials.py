@@ -237,7 +237,7 @@ def lane(nursery: Nursery, directory: Path) -> Iterator[Lane]:
         server = Valkey()
         stack.callback(server.close)
         server.start()
-        app = stack.enter_context(calling(server.url))
+        app = stack.enter_context(calling(server.url, result_backend_thread_safe=True))
         client = stack.enter_context(redis.Redis.from_url(server.url))
         made = Lane(nursery, app, client, server.url, directory)
         stack.callback(made.kill)
