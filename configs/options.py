@@ -64,7 +64,7 @@ class TaskOptions(Options, frozen=True, kw_only=True):
     #: Milliseconds after enqueue from which a job is served before any other, whatever its priority; inf: never.
     max_age_ms: Annotated[float, Meta(ge=0, description="a number of ms from 0 up, or inf")] = 10_000.0
     #: Seconds that user code may work on one batch, in each step (preparing, collating, running, postprocessing). After
-    #: that it counts as hung, and its jobs' leases are no longer refreshed.
+    #: that it counts as hung, and one lease later other workers get the batch.
     batch_time_limit_s: _TimeLimit = 300.0
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ def publish_options(
         shown = serializer.summarise(value)
         if shown is not value and name not in options:
             ours[name] = private.saferepr(shown, private.argsrepr_size(app))
+    private.check_results(app.backend)
     given = options.get("producer")  # that of a group or a chord, for example
     goes_elsewhere = more or given or options.keys() & {"publisher", "connection"} or app.conf.task_always_eager
     if goes_elsewhere and not isinstance(given, Producer):

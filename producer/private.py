@@ -18,6 +18,7 @@ nothing of `celery.worker`.
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
 | `RedisBackend.mget`, `.get_key_for_task`, `.decode_result` | many results at once | `read_outcomes` | client |
+| `ResultConsumer.drain_events`, `._pubsub`, `._locked` | asks whether results still arrive | `check_results` | client |
 | `Connection._reraise_as_library_errors` | raises Redis's errors as kombu's | `kombu_errors` | client |
 | `Producer._batch_local` | whether this thread is within `producer.batch()` | `collects_batch` | publisher |
 | `Channel._q_for_pri` | the Redis key of a queue and priority | `queue_key` | publisher |
@@ -55,17 +56,19 @@ rest is imported from `celery.worker` or overridden in a class.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
 from typing import Any, cast
 from weakref import ref
 
+import redis
 from celery import Celery
 from celery.app.annotations import resolve_all
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
-from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend
+from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, ResultConsumer
 from celery.utils.functional import head_from_fun as head_from_fun
 from celery.utils.saferepr import saferepr as saferepr
 from kombu import Consumer
@@ -104,6 +107,38 @@ def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]
 
 def set_outcome(result: Any, outcome: Mapping[str, Any]) -> None:
     result._maybe_set_cache(outcome)
+
+
+class CheckedResultConsumer(ResultConsumer):
+    """Asks the server now and then over the connection on which results are announced, because it may have been lost.
+
+    Otherwise a caller would wait for ever. Celery then subscribes anew, and reads what was announced meanwhile.
+    """
+
+    _next_check = 0.0
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Wait for results, and first see whether they can still arrive."""
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + 1.0
+            self._check()
+        super().drain_events(timeout)
+
+    def _check(self) -> None:
+        with self._locked(), self.reconnect_on_error():
+            pubsub = self._pubsub
+            if pubsub is None or not pubsub.subscribed or pubsub.connection is None:
+                return
+            if pubsub.health_check_response_counter and not pubsub.connection.can_read(timeout=0):
+                raise redis.ConnectionError("nothing arrives on the connection for results any more")
+            pubsub.check_health()  # asks, if the connection was silent for its `health_check_interval`
+
+
+def check_results(backend: Any) -> None:
+    consumer = getattr(backend, "result_consumer", None)
+    if type(consumer) is ResultConsumer:
+        consumer.__class__ = CheckedResultConsumer
 
 
 def collects_batch(producer: Any) -> bool:

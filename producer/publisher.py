@@ -5,11 +5,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import redis
 from kombu import Producer, Queue
 
 from . import private
 from .codec import serializer
 from .codec.json import encode_json
+from .connections import limit_broker
 
 #: Options of `kombu.Producer.publish` that the fast path knows. Celery passes them for every task.
 _KNOWN_OPTIONS = frozenset(
@@ -30,6 +32,7 @@ class Publisher:
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
+        limit_broker(producer.connection)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -69,7 +72,11 @@ class Publisher:
             if hash(entity) not in declared:
                 self._producer.maybe_declare(entity, retry=options["retry"], **options["retry_policy"])
         queue = private.queue_key(channel, options["routing_key"], options.get("priority") or 0)
-        private.redis_client(channel).lpush(queue, *messages)
+        try:
+            private.redis_client(channel).lpush(queue, *messages)
+        except redis.ReadOnlyError as exc:  # kombu would keep the connection to what is no longer the master
+            channel.pool.disconnect()
+            raise redis.ConnectionError(f"{exc}") from exc
 
 
 def kombu_message(headers: Any, body: bytes, options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:

@@ -5,40 +5,72 @@ runs every few seconds must not cost seconds of CPU, as `celery -A app inspect p
 """
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import redis
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 from kombu.exceptions import OperationalError
 from kombu.utils.url import maybe_sanitize_url
 
+from .broker.retry import is_transient
+
 _DEFAULT_BROKER = "redis://localhost:6379/0"
+#: Seconds without Redis after which a worker is not alive although the probe can use Redis: longer than a failover.
+_ALIVE_WITHOUT_REDIS_S = 60
 
 
-def check(broker: str, node: str, timeout: float, key_prefix: str) -> str | None:
-    """Return None if the worker called `node` can serve, else why not, in one line.
+class BrokerAway(Exception):
+    """The broker cannot be used now, so nobody knows about the worker."""
 
-    `timeout` is in seconds, for connecting and for the answer each; `key_prefix` is the app's `global_keyprefix`.
+
+def check(broker: str, node: str, timeout: float, transport_options: Mapping[str, Any], *, alive: bool) -> str | None:
+    """Return None if the worker called `node` can serve, or if it is `alive`; else why not, in one line.
+
+    `timeout` is in seconds, for connecting and for the answer each; `transport_options` are the app's.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker cannot be reached.
+        BrokerAway: the broker cannot be reached, or it takes no writes.
     """
     timeouts = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
     with Celery(broker=broker, set_as_current=False) as app:
-        app.conf.broker_transport_options = {**timeouts, "global_keyprefix": key_prefix}
+        app.conf.broker_transport_options = {**transport_options, **timeouts}
         with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
-            inspect = app.control.inspect(destination=[node], timeout=timeout, connection=connection)
-            answer = (inspect.stats() or {}).get(node)
+            try:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
+                _check_takes_writes(connection.default_channel, node)
+                inspect = app.control.inspect(destination=[node], timeout=timeout, connection=connection)
+                answer = (inspect.stats() or {}).get(node)
+            except (OperationalError, redis.RedisError, OSError) as exc:
+                raise BrokerAway(f"{exc}") from exc
     if answer is None:
         return f"{node} did not answer in {timeout:g} s: it does not run, is loading its models, or stands still."
-    figures = answer.get("batchery")
+    return _problem(node, answer.get("batchery"), 0 if not alive else _ALIVE_WITHOUT_REDIS_S)
+
+
+def _check_takes_writes(channel: Any, node: str) -> None:
+    """Write a key that expires at once, because only a master that is not full takes it."""
+    try:
+        channel.client.set(f"batchery:health:{node}", 1, px=1)
+    except redis.ResponseError as exc:
+        if is_transient(exc):
+            raise
+        # Another kind of refusal, such as missing rights, says nothing about the worker.
+
+
+def _problem(node: str, figures: object, without_redis_s: float) -> str | None:
     if figures == "starting":
         return f"{node} is loading its models."
-    if isinstance(figures, dict) and figures.get("hung"):
+    if not isinstance(figures, dict):
+        return None
+    if figures.get("hung"):
         return f"{node} hangs: its model or a hook has worked on a batch for longer than batch_time_limit_s."
+    if (seconds := figures.get("redis_away_s", 0)) > without_redis_s:
+        return f"{node} cannot use Redis, for {seconds:g} s now: {figures.get('redis_error')}"
     return None
 
 
@@ -51,13 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", default="celery@%h", help="the worker's name, as in its -n; default: %(default)s")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for an answer; default: 3")
     parser.add_argument("--key-prefix", default="", help="the app's global_keyprefix, if it has one")
-    parser.add_argument("--alive", action="store_true", help="for liveness probes: pass while the broker is away")
+    parser.add_argument(
+        "--transport-options",
+        default="{}",
+        type=json.loads,
+        metavar="JSON",
+        help='more of the app\'s broker_transport_options, such as \'{"master_name": "mymaster"}\' for Sentinel',
+    )
+    parser.add_argument(
+        "--alive", action="store_true", help="for liveness probes: pass while the broker cannot be used"
+    )
     options = parser.parse_args(argv)
     node = host_format(default_nodename(options.node))
     try:
-        problem = check(options.broker, node, options.timeout, options.key_prefix)
-    except OperationalError as exc:
-        problem = f"{maybe_sanitize_url(options.broker)} cannot be reached: {exc}"
+        transport_options = {"global_keyprefix": options.key_prefix, **options.transport_options}
+        problem = check(options.broker, node, options.timeout, transport_options, alive=options.alive)
+    except BrokerAway as exc:
+        problem = f"{maybe_sanitize_url(options.broker)} cannot be used: {exc}."
         if options.alive:
             sys.stdout.write(f"{problem} {node} may well be alive.\n")
             return 0

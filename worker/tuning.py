@@ -2,8 +2,21 @@
 
 # -- Broker ------------------------------------------------------------------------------------------------------------
 
-#: Seconds without an answer after which a connection counts as lost. A full settle of large results takes far less.
-SOCKET_TIMEOUT_S = 20.0
+#: Seconds without an answer after which a connection counts as lost, if the app sets no limit. A full settle of large
+#: results takes far less.
+SOCKET_TIMEOUT_S = 10.0
+#: Seconds without an answer after which a wait on a watcher's connection ends, because its commands take no time.
+WATCHER_TIMEOUT_S = 3.0
+#: Seconds of silence after which a connection is asked whether it still works, before a command goes over it, and the
+#: seconds that the answer may take. A firewall that drops an idle connection tells neither end.
+HEALTH_CHECK_S = 5.0
+HEALTH_ANSWER_S = 1.0
+#: Seconds of silence after which it is looked at whether the server has closed the connection: too seldom to cost time.
+CLOSED_CHECK_S = 1.0
+
+#: Seconds between two questions to Sentinel who is master, because a worker's old master may still answer it, and the
+#: seconds that each Sentinel's answer may take.
+SENTINEL_CHECK_S, SENTINEL_TIMEOUT_S = 2.0, 1.0
 
 #: Jobs in one settle script: far fewer than Lua can unpack, and a few ms of the server's time.
 SETTLE_MAX_JOBS = 500
@@ -18,7 +31,9 @@ MAX_RESULT_BYTES = 512 * 1024 * 1024
 #: Messages that one script puts back, and their bytes: about 100 ms of the server's time at most.
 SWEEP_MAX_JOBS = 200
 SWEEP_MAX_BYTES = 32 * 1024 * 1024
-#: Tags that the server is asked for, or about, at once: less than a ms of its time.
+#: Orphans of one worker that a sweep gives back, at most: the sweeping worker's own lease must not run out meanwhile.
+SWEEP_MOST = 10_000
+#: Tags that the server is asked for at once: less than a ms of its time.
 SCAN_COUNT = 1000
 #: Leases between two looks for messages that are held for nobody: seldom, because all that is held is looked at.
 MEND_LEASES = 10
@@ -55,6 +70,10 @@ WAKE_TOKEN_EXPIRES_S = 10
 #: doubles up to the longest, so that a server that is away is not flooded.
 RETRY_FIRST_PAUSE_S = 0.1
 RETRY_LONGEST_PAUSE_S = 2.0
+#: Doublings after which the pause is the longest for sure: more of them are no number that a float can hold.
+RETRY_MOST_DOUBLINGS = 16
+#: Seconds after which the log says again that Redis cannot be used.
+OUTAGE_LOG_S = 60.0
 
 # -- Engine ------------------------------------------------------------------------------------------------------------
 
@@ -113,6 +132,10 @@ GC_THRESHOLD = 20_000
 
 #: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
 EXIT_GRACE_S = 30.0
+
+#: Seconds beyond `drain_timeout_s` after which a worker that stops ends at once, whatever it waits for: less than the
+#: supervisors of the documents wait beyond it.
+STOP_GRACE_S = 10.0
 
 #: A task whose last batch ran for fewer seconds runs its next one without a note at the server, because the note would
 #: cost a lone call a tenth of its latency. Jobs of a worker that has died are noted however quick they are.

@@ -50,6 +50,15 @@ def server_time(client: redis.Redis) -> float:
     return float(seconds) + micros / 1e6
 
 
+def help_is_there(client: redis.Redis, leases: Leases, process: KeeperProcess, queue: Queue) -> None:
+    """Return once the keeper has refreshed a lease: it has opened its connection then."""
+    process.refreshed(leases.refresh([queue]))
+    before = len(client.client_list())
+    wait_until(
+        lambda: leases.refresh([queue]) and len(client.client_list()) > before, "the keeper refreshes the lease, too"
+    )
+
+
 def test_a_lease_that_its_worker_does_not_refresh_is_refreshed_by_the_keeper_until_it_is_stopped(
     make_leases: MakeLeases, keep: Keep, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
@@ -57,11 +66,10 @@ def test_a_lease_that_its_worker_does_not_refresh_is_refreshed_by_the_keeper_unt
     process = keep(leases)
     lists.put("a")
     claims = claim_all(leases, queue)
-    process.refreshed(leases.refresh([queue]))
+    help_is_there(redis_client, leases, process, queue)
     until = server_time(redis_client) + 3 * LEASE_S
     wait_until(lambda: (redis_client.zscore(queue.workers, leases.worker) or until) > until, "it was refreshed often")
     other.claim([queue], 0, 0)
-    assert other.sweep() == 0
     assert lists.leased() == {claims[0].tag}
     process.stop()
     wait_until(other.sweep, "the lease has run out")
@@ -82,9 +90,7 @@ def test_a_stop_signal_to_the_whole_group_does_not_end_the_keeper_before_its_wor
 ) -> None:
     leases = make_leases(lease_s=LEASE_S)
     process = keep(leases)
-    process.refreshed(leases.refresh([queue]))
-    until = server_time(redis_client) + 2 * LEASE_S
-    wait_until(lambda: (redis_client.zscore(queue.workers, leases.worker) or until) > until, "it works")
+    help_is_there(redis_client, leases, process, queue)
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(pid_of(process), number)
     later = server_time(redis_client) + 2 * LEASE_S

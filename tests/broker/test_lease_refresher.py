@@ -10,6 +10,7 @@ import pytest
 import redis
 from batchery.worker.broker import Leases, Queue
 from batchery.worker.broker.lease_refresher import LeaseRefresher
+from batchery.worker.broker.retry import Outage
 
 from tests.support.leases import Lists, MakeLeases, claim_all, settle
 from tests.support.waiting import wait_until
@@ -28,7 +29,7 @@ def start(queue: Queue) -> Iterator[Start]:
         hung: Callable[[], bool] = lambda: False,
         on_hung: Callable[[], None] = lambda: None,
     ) -> LeaseRefresher:
-        refresher = LeaseRefresher(leases, lambda: [queue], hung=hung, on_hung=on_hung)
+        refresher = LeaseRefresher(leases, lambda: [queue], hung=hung, on_hung=on_hung, outage=Outage())
         refreshers.append(refresher)
         refresher.start()
         return refresher

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import redis
-from batchery.worker import tuning
 from batchery.worker.broker.retry import RedisRetry, is_transient
 
 
@@ -58,16 +58,18 @@ def test_after_stop_an_action_is_tried_once() -> None:
     assert len(tried) == 1
 
 
-def test_once_tries_once_and_pauses_after_a_failure(warnings: pytest.LogCaptureFixture) -> None:
+def test_once_tries_once_and_pauses_after_a_failure() -> None:
     tried: list[int] = []
     retry = RedisRetry()
-    assert retry.once(lambda: "done") == "done"
-    assert retry.once(fails(9, tried)) is None
+    assert retry.once("ask", lambda: "done") == "done"
+    assert retry.once("ask", fails(9, tried)) is None
     assert len(tried) == 1
-    assert warnings.messages == [f"Redis: it is away. Trying again in {tuning.RETRY_FIRST_PAUSE_S:.1f} s."]
 
 
-def test_pauses_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("again", [RedisRetry.until_stopped, RedisRetry.while_transient, RedisRetry.once])
+def test_pauses_grow_to_the_longest_and_differ_between_workers(
+    monkeypatch: pytest.MonkeyPatch, again: Callable[..., object]
+) -> None:
     pauses: list[float] = []
     retry = RedisRetry()
 
@@ -76,17 +78,61 @@ def test_pauses_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> Non
         return False
 
     monkeypatch.setattr(retry._stopped, "wait", wait)
-    retry.until_stopped(fails(7, []))
-    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])
+    action = fails(2000, [])  # more than half an hour
+    if again is RedisRetry.once:
+        while retry.once("ask", action) is None:
+            pass
+    else:
+        again(retry, action)
+    longest = [0.1, 0.2, 0.4, 0.8, 1.6, *[2.0] * 1995]
+    assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
+    assert len(set(pauses[10:])) > 10
+
+
+def test_the_log_says_once_that_redis_is_away_and_once_that_it_is_back(
+    warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry = RedisRetry()
+    monkeypatch.setattr(retry._stopped, "wait", lambda _: False)
+    threads = [threading.Thread(target=retry.until_stopped, args=(fails(50, []),)) for _ in range(5)]
+    retry.outage.failed("leases", redis.ConnectionError("it is away"))
+    retry.outage.failed("leases", redis.ConnectionError("it is away"))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(warnings.messages) == 1
+    assert warnings.messages[0].startswith("Redis cannot be used")
+    assert retry.outage.seconds > 0
+    retry.outage.succeeded("leases")
+    assert retry.outage.seconds == 0
+    assert [message.partition(",")[0] for message in warnings.messages[1:]] == ["Redis can be used again"]
+
+
+def test_a_connection_that_is_soon_replaced_is_no_outage(warnings: pytest.LogCaptureFixture) -> None:
+    retry = RedisRetry()
+    assert retry.until_stopped(fails(1, [])) == "done"
+    assert retry.outage.seconds == 0
+    assert not warnings.messages
+
+
+def test_a_long_outage_is_told_again(warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    retry, now = RedisRetry(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in range(300):
+        retry.outage.failed("claim", redis.ConnectionError("it is away"))
+        now[0] += 1.0
+    assert len(warnings.messages) == 5
 
 
 def test_an_error_that_is_not_redis_own_is_not_retried() -> None:
     def action() -> None:
         raise KeyError("a mistake")
 
-    for try_action in (RedisRetry().until_stopped, RedisRetry().once):
-        with pytest.raises(KeyError):
-            try_action(action)
+    with pytest.raises(KeyError):
+        RedisRetry().until_stopped(action)
+    with pytest.raises(KeyError):
+        RedisRetry().once("ask", action)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +145,9 @@ def test_an_error_that_is_not_redis_own_is_not_retried() -> None:
         (redis.BusyLoadingError("loading"), True),
         (redis.ResponseError("BUSY Redis is busy running a script"), True),
         (redis.ResponseError("NOREPLICAS Not enough good replicas to write. script: on @user_script:1."), True),
+        (redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"), True),
+        (redis.exceptions.MasterDownError("Link with MASTER is down"), True),
+        (redis.exceptions.ClusterDownError("the cluster is down"), True),
         (redis.ResponseError("MISCONF Errors writing to the AOF file"), True),
         (redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), False),
         (redis.ResponseError("ACL failure in script: User u has no permissions"), False),

@@ -196,9 +196,9 @@ def test_a_plain_task_whose_lease_was_lost_while_it_waited_for_its_eta_does_not_
     lost, ours = bench.request("lost"), bench.request("ours")
     del bench.leases.claims["lost"]
     assert [bench.bridge.enter_pool(request) for request in (lost, ours)] == [False, True]
-    assert bench.bridge.in_pool == {"ours"}
+    assert bench.bridge.in_hand.in_pool == {"ours"}
     bench.bridge.acknowledge("ours")
-    assert bench.bridge.in_pool == set()
+    assert bench.bridge.in_hand.in_pool == set()
 
 
 def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
@@ -209,7 +209,7 @@ def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
     assert after is not None
     assert before.jobs - after.jobs == 10
     bench.leases.claims.clear()
-    bench.bridge.forget_lost()
+    bench.bridge.in_hand.forget_lost()
     assert bench.bridge.capacity == before
 
 

@@ -91,7 +91,7 @@ def test_a_broker_that_is_away_is_told_without_its_password_and_blamed_on_the_wo
     args = ["--broker", "redis://:secret@127.0.0.1:1/0", "--node", "one@host"]
     assert health.main(args) == 1
     line = capsys.readouterr().out
-    assert line.startswith("redis://:**@127.0.0.1:1/0 cannot be reached: ")
+    assert line.startswith("redis://:**@127.0.0.1:1/0 cannot be used: ")
     assert health.main([*args, "--alive"]) == 0
     assert capsys.readouterr().out.endswith("one@host may well be alive.\n")
 

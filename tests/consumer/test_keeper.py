@@ -26,12 +26,13 @@ WAIT = 60.0
 
 
 def keeper_of(worker: Worker) -> int:
-    """The process id of a worker's keeper."""
+    """The process id of a worker's keeper, once it is ready: it ignores SIGTERM then."""
 
     def find() -> int:
         for status in Path("/proc").glob("[0-9]*/status"):
             with suppress(OSError):
-                is_child = f"PPid:\t{worker.pid}\n" in status.read_text()
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                is_child = int(lines["PPid"]) == worker.pid and int(lines["SigIgn"], 16) >> (signal.SIGTERM - 1) & 1
                 if is_child and b"keeper.py" in status.with_name("cmdline").read_bytes():
                     return int(status.parent.name)
         return 0
@@ -77,6 +78,7 @@ def test_a_worker_whose_model_holds_the_gil_beyond_its_time_limit_is_killed_and_
     config.write_text(f"[worker]\nlease_s = {LEASE_S}\n[defaults]\nbatch_time_limit_s = 2\n")
     env = {"BATCHERY_CONFIG": str(config)}
     doomed = start(env=env)
+    keeper_of(doomed)
     holding = caller.tasks["gil"].delay(600, "hangs once")
     wait_until(lambda: redis_client.exists("test:once:hangs once"), "the model holds the GIL")
     begun = time.monotonic()

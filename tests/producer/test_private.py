@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, ResultConsumer
 from celery.result import AsyncResult
 from kombu import Connection, Producer
 from kombu.transport.redis import Channel
@@ -100,6 +100,9 @@ NAMES: dict[str, Callable[[], bool]] = {
     "RedisBackend.mget": lambda: parameters(RedisBackend.mget) == ["self", "keys"],
     "RedisBackend.get_key_for_task": lambda: parameters(RedisBackend.get_key_for_task)[:2] == ["self", "task_id"],
     "RedisBackend.decode_result": lambda: parameters(RedisBackend.decode_result) == ["self", "payload"],
+    "ResultConsumer.drain_events": lambda: parameters(ResultConsumer.drain_events) == ["self", "timeout"],
+    "ResultConsumer._pubsub": lambda: ResultConsumer._pubsub is None,
+    "ResultConsumer._locked": lambda: parameters(ResultConsumer._locked) == ["self"],
     "Connection._reraise_as_library_errors": lambda: parameters(Connection._reraise_as_library_errors)[0] == "self",
     "Producer._batch_local": lambda: Producer(None)._batch_local is not None,
     "Channel._q_for_pri": lambda: parameters(Channel._q_for_pri) == ["self", "queue", "pri"],

@@ -42,6 +42,8 @@ def valkey(**options: str | int) -> Iterator[str]:
 class Valkey:
     """An embedded Valkey on a port of its own, which it keeps when it is started again. No persistence by default."""
 
+    _mode: tuple[str, ...] = ()
+
     def __init__(self, **options: str | int) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="batchery-valkey-"))
         self.port = _free_port()
@@ -52,7 +54,16 @@ class Valkey:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [_valkey_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        command = [
+            _valkey_binary(),
+            *self._mode,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.directory),
+        ]
         for name, value in self._options.items():
             command += [f"--{name}", str(value)]
         # A session of its own: Ctrl-C reaches us alone, and we stop the workers before their server.
@@ -68,10 +79,20 @@ class Valkey:
         """Stop it politely."""
         self._stop(signal.SIGTERM)
 
+    def pause(self) -> None:
+        """Let it hang with all its connections open, as a machine that has lost its network; `kill` still works."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on, without knowing what has happened meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Stop it and remove its files."""
         try:
-            self.stop()
+            self.kill()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -80,13 +101,16 @@ class Valkey:
         return self.directory / "valkey.log"
 
     def _answers(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            raise ServiceError(f"Valkey did not start:\n{last_lines(self._log)}")
+        self._check_started()
         try:
             with redis.Redis.from_url(self.url) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+    def _check_started(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise ServiceError(f"Valkey did not start:\n{last_lines(self._log)}")
 
     def _stop(self, signal_number: int) -> None:
         if self._process is None:
@@ -98,6 +122,35 @@ class Valkey:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+class Sentinel(Valkey):
+    """An embedded Sentinel that watches the master at `port`, its `mymaster`, and replaces it within seconds."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._options = {"loglevel": "notice"}
+        self.url = f"sentinel://127.0.0.1:{self.port}/0"
+        self._mode = (str(self.directory / "sentinel.conf"), "--sentinel")
+        lines = (
+            f"sentinel monitor mymaster 127.0.0.1 {port} 1",
+            "sentinel down-after-milliseconds mymaster 1000",
+            "sentinel failover-timeout mymaster 5000",
+        )
+        (self.directory / "sentinel.conf").write_text("\n".join(lines) + "\n")
+
+    def master(self) -> int:
+        """The port of the master that it knows."""
+        with redis.Redis(port=self.port) as client:
+            return int(client.sentinel_masters()["mymaster"]["port"])
+
+    def _answers(self) -> bool:
+        self._check_started()
+        try:
+            with redis.Redis(port=self.port) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
 
 
 @contextmanager

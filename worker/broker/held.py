@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from .claims import Claim
+from .claims import Claim, Settlement
 from .keys import Queue
 
 
@@ -24,6 +24,9 @@ class HeldClaims:
         self._queues: dict[str, Queue] = {}
         #: Claims that were let go, by tag, with the time on the monotonic clock at which they go back.
         self._let_go: dict[str, tuple[float, Claim]] = {}
+        #: What is to be sent to the server.
+        self._acknowledgements: deque[Settlement] = deque()
+        self._to_give_back: deque[Claim] = deque()
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
@@ -37,6 +40,12 @@ class HeldClaims:
         """Return every claim that is ours, in claim order."""
         with self._lock:
             return sorted(self._held.values(), key=attrgetter("seq"))
+
+    @property
+    def buffered(self) -> set[str]:
+        """The tags of what is to be sent to the server."""
+        settlements, claims = [*self._acknowledgements], [*self._to_give_back]
+        return {settlement.claim.tag for settlement in settlements} | {claim.tag for claim in claims}
 
     def let_go(self, claims: Iterable[Claim]) -> None:
         """Stop holding these, which go back after the length of a lease. Never blocks."""

@@ -15,6 +15,7 @@ from typing import Any
 import redis
 
 from .keys import Queue
+from .master import Master, followed_class
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ class KeeperProcess:
     def __init__(self, client: "redis.Redis", *, worker: str, lease_s: float, limit_s: Callable[[], float]) -> None:
         """Keep the lease of `worker` for `limit_s()` seconds while this process is silent."""
         self._client = client
+        self._master: Master = client.connection_pool.connection_kwargs["master"]
+        #: The changes of the master when the process was started.
+        self._changes = 0
         self._limit_s = limit_s
         self._about = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
         self._every_s = lease_s / 3
@@ -68,6 +72,8 @@ class KeeperProcess:
 
     def _run(self) -> None:
         while not self._stopped:
+            if self._changes != self._master.changes:  # it has one address only
+                self._restart()
             beat = {**self._beat, "at": time.monotonic(), "limit_s": self._limit_s()}
             try:
                 self._send(beat)
@@ -87,8 +93,9 @@ class KeeperProcess:
         os.write(self._process.stdin.fileno(), json.dumps(line).encode() + b"\n")
 
     def _start_process(self) -> "subprocess.Popen[bytes]":
-        pool = self._client.connection_pool
-        charge = {**self._about, **_carried(pool.connection_class, pool.connection_kwargs)}
+        pool, self._changes = self._client.connection_pool, self._master.changes
+        parameters = {**pool.connection_kwargs, **self._master.address}
+        charge = {**self._about, **_carried(pool.connection_class, parameters)}
         command = [sys.executable, "-P", str(Path(__file__).with_name("keeper.py"))]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)
         assert process.stdin is not None
@@ -116,6 +123,7 @@ class KeeperProcess:
 
 def _carried(connection_class: type[Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return how another process connects to the same server, as JSON can carry it; a ValueError says why it cannot."""
+    connection_class = followed_class(connection_class)
     if connection_class not in _CLASSES:
         raise ValueError(f"a {connection_class.__name__} cannot be made in another process")
     if parameters.get("credential_provider") is not None:

@@ -11,6 +11,7 @@ from .. import tuning
 from .keeper_process import KeeperProcess
 from .keys import Queue
 from .leases import Leases
+from .retry import Outage
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class LeaseRefresher:
         *,
         hung: Callable[[], bool],
         on_hung: Callable[[], None],
+        outage: Outage,
         keeper: KeeperProcess | None = None,
     ) -> None:
         self._leases = leases
@@ -38,6 +40,7 @@ class LeaseRefresher:
         self._mended_at = time.monotonic()
         self._hung = hung
         self._on_hung = on_hung
+        self._outage = outage
         self._was_hung = False
         self._keeper = keeper
         self._stopped = threading.Event()
@@ -68,18 +71,20 @@ class LeaseRefresher:
         while not self._stopped.is_set():
             try:
                 if time.monotonic() >= next_turn:
-                    self._take_turn()
-                    next_turn = time.monotonic() + self._turn_s
+                    more = self._take_turn()
+                    next_turn = time.monotonic() + (0.0 if more else self._turn_s)
                 self._leases.flush()
+                self._outage.succeeded(self)
                 self._leases.has_buffered.wait(max(0.0, next_turn - time.monotonic()))
             except redis.RedisError as exc:
-                logger.warning("The lease could not be refreshed, trying again in %.1f s: %s", self._turn_s, exc)
+                self._outage.failed(self, exc)
                 self._stopped.wait(self._turn_s)
             except Exception:  # without this thread, the worker would lose all that it holds
                 logger.exception("The lease thread failed, and tries again in %.1f s.", self._turn_s)
                 self._stopped.wait(self._turn_s)
 
-    def _take_turn(self) -> None:
+    def _take_turn(self) -> bool:
+        """Do what is due; return whether there may be more orphans, between which the lease must be refreshed."""
         if time.monotonic() - self._refreshed_at >= self._refresh_every_s - self._turn_s / 2:
             refreshed = self._leases.refresh(self._queues())
             self._refreshed_at = time.monotonic()
@@ -90,9 +95,9 @@ class LeaseRefresher:
             self._leases.flush()  # so that what is acknowledged is not given back
             self._on_hung()
         self._was_hung = hung
-        # All orphans go back now, because callers wait.
         if orphans := self._leases.sweep():
             logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
         if time.monotonic() - self._mended_at >= tuning.MEND_LEASES * self._leases.lease_s:
             self._leases.mend()
             self._mended_at = time.monotonic()
+        return orphans > 0

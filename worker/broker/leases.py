@@ -53,8 +53,6 @@ class Leases(HeldClaims):
         self._next_seq = 0
         #: Claims whose answer is not known: one that is under way, and those whose answer was lost.
         self._unanswered: list[tuple[Sequence[Queue], range]] = []
-        self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
         self._has_left = False
 
     def still_held(self, claim: Claim) -> bool:
@@ -114,12 +112,6 @@ class Leases(HeldClaims):
         self._to_give_back.append(claim)
         self.has_buffered.set()
 
-    @property
-    def buffered(self) -> set[str]:
-        """The tags of what the next `flush` sends."""
-        settlements, claims = [*self._acknowledgements], [*self._to_give_back]
-        return {settlement.claim.tag for settlement in settlements} | {claim.tag for claim in claims}
-
     def flush(self) -> None:
         """Send what is buffered.
 
@@ -133,11 +125,7 @@ class Leases(HeldClaims):
         self.give_back(self._due())
 
     def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
-        """Put messages back to the front of their queues, in claim order.
-
-        With `died` they are flagged as those of a worker that died: whatever the worker has noted as running counts a
-        death.
-        """
+        """Put messages back to the front of their queues, in claim order; with `died` as those of a dead worker."""
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
             self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
@@ -152,14 +140,16 @@ class Leases(HeldClaims):
         for queue in self._scripts.refresh(refreshed):
             if self._held_of[queue.name]:
                 claims = [claim for claim in self.held() if claim.queue == queue]
-                held = self._scripts.held(queue, [claim.tag for claim in claims])
-                lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
+                tags = self._scripts.tags(queue, self.tag_worker)
+                lost = [claim for claim in claims if claim.tag not in tags]
                 self._forget(lost)
-                logger.warning("Our lease on %s had run out. Of %d jobs %d are lost.", queue.name, len(held), len(lost))
+                logger.warning(
+                    "Our lease on %s had run out. Others have %d of %d jobs.", queue.name, len(lost), len(claims)
+                )
         return refreshed
 
     def sweep(self) -> int:
-        """Give back orphans: all messages of workers whose lease has run out. Return how many."""
+        """Give back messages of workers whose lease has run out; return how many: 0 if there are none any more."""
         return orphans.sweep(self._scripts, list(self._queues.values()))
 
     def mend(self) -> None:

@@ -92,23 +92,30 @@ class Scripts:
         return [_SETTLED[answer] for answer in self._run("settle", keys, args)]
 
     def give_back(
-        self, queue: Queue, tags: Collection[str], *, orphans_of: Lease | None = None, died: bool = False
+        self,
+        queue: Queue,
+        tags: Collection[str],
+        *,
+        orphans_of: Lease | None = None,
+        died: bool = False,
+        most: int | None = None,
     ) -> int:
         """Give back the messages of `tags` that are still held, the oldest to the front; return how many.
 
         With `orphans_of` these are all that this worker left, and it leaves the workers of the queue. If it has
         refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as those of a worker that died.
+        `most` bounds the messages, so that the newest of them go back.
         """
         keys = [queue.unacked, queue.workers, *queue.lists]
         worker, lease_end = orphans_of or ("", 0.0)
         priorities = ",".join(map(str, queue.priorities))
         args = [len(queue.envelope_end), priorities, tuning.SWEEP_MAX_BYTES, queue.running, "1" if died else ""]
         args += [worker, repr(lease_end)]
-        newest_first = sorted(tags, reverse=True)
+        newest_first = sorted(tags, reverse=True)[:most]
         begin = given_back = 0
         while True:  # in pieces, so that no script keeps the server busy for long
             chunk = newest_first[begin : begin + tuning.SWEEP_MAX_JOBS]
-            is_last = orphans_of is not None and begin + len(chunk) == len(newest_first)
+            is_last = orphans_of is not None and begin + len(chunk) == len(tags)
             seen, count = self._run("give_back", keys, [*args, "1" if is_last else "", *chunk])
             begin, given_back = begin + seen, given_back + count
             if begin == len(newest_first) or not seen:
@@ -127,16 +134,6 @@ class Scripts:
     def add_worker(self, queue: Queue, worker: str) -> None:
         """Add another worker, with a lease of the usual length."""
         self._run("refresh", [queue.workers], [self._lease_s, worker, "1"])
-
-    def held(self, queue: Queue, tags: Sequence[str]) -> list[bool]:
-        """Return for each tag whether the server holds its message."""
-        answers: list[bool] = []
-        for begin in range(0, len(tags), tuning.SCAN_COUNT):
-            with self.client.pipeline(transaction=False) as pipeline:
-                for tag in tags[begin : begin + tuning.SCAN_COUNT]:
-                    pipeline.hexists(queue.unacked, tag)
-                answers += map(bool, pipeline.execute())
-        return answers
 
     def tags(self, queue: Queue, worker: str = "*") -> set[str]:
         """Return the tags of all messages of a queue that are held, or of those whose tags begin with `worker`."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
+from .. import tuning
 from .keys import Queue
 from .lua import Scripts
 
 
 def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
-    """Give back everything that workers held whose lease is over; return how many messages.
+    """Give back what workers held whose lease is over; return how many messages: 0 if there are none any more.
 
     Such a worker leaves the workers of the queue once it holds nothing there. Many workers may sweep at once: each goes
     from the newest message to the oldest and passes over what is gone, so that the order of the messages stays.
@@ -18,7 +19,7 @@ def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
         for lease in workers:
             if lease.end <= now:
                 tags = scripts.tags(queue, lease.tag_worker)
-                count += scripts.give_back(queue, tags, orphans_of=lease, died=True)
+                count += scripts.give_back(queue, tags, orphans_of=lease, died=True, most=tuning.SWEEP_MOST)
     return count
 
 

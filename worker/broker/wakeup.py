@@ -31,6 +31,8 @@ class ArrivalWatcher:
         self._unread = 0
         #: The time on the monotonic clock until which this worker may assume that it is the watcher.
         self._watches_until = 0.0
+        #: When the server was last asked whether its reports still arrive, on the monotonic clock.
+        self._checked_at = 0.0
         self._was_idle = False
         self._wake_key = ""
         #: Whether waits end at once, because the worker stops.
@@ -82,7 +84,10 @@ class ArrivalWatcher:
     def _connect(self) -> None:
         # Not taken from the pool, which would count them and not get them back.
         pool = self._pool
-        self._commands, self._changes = (pool.connection_class(**pool.connection_kwargs) for _ in range(2))
+        # A connection that replaces itself would lose its tracking.
+        kwargs = {**pool.connection_kwargs, "health_check_interval": 0, "socket_timeout": tuning.WATCHER_TIMEOUT_S}
+        self._commands, self._changes = (pool.connection_class(**kwargs) for _ in range(2))
+        self._checked_at = time.monotonic()
         self._changes.send_command("CLIENT", "ID")
         client_id = self._changes.read_response()
         self._changes.send_command("SUBSCRIBE", "__redis__:invalidate")
@@ -101,14 +106,33 @@ class ArrivalWatcher:
     def _wait_for_arrival(self, queues: Sequence[Queue], timeout: float) -> bool:
         if self._command("EXISTS", *(key for queue in queues for key in queue.lists)):
             return True
-        return self._readable(self._changes, timeout) and bool(self._changes.read_response())
+        return self._changes_reported() or (
+            self._readable(self._changes, timeout) and bool(self._changes.read_response())
+        )
+
+    def _changes_reported(self) -> bool:
+        """Ask for an answer on the connection for reports, which is silent for hours; return whether a report came.
+
+        Raises:
+            redis.TimeoutError: none came, so the connection is lost and nobody knows for how long.
+        """
+        if time.monotonic() - self._checked_at < tuning.HEALTH_CHECK_S:
+            return False
+        self._changes.send_command("PING")
+        reported = False
+        while self._changes.read_response(timeout=tuning.HEALTH_ANSWER_S)[0] != b"pong":
+            reported = True
+        self._checked_at = time.monotonic()
+        return reported
 
     def _wait_for_token(self, timeout: float) -> bool:
         self._commands.send_command("BLPOP", self._wake_key, timeout)
         self._unread += 1
         # The server itself ends the wait after `timeout`.
-        if not self._readable(self._commands, timeout + tuning.SOCKET_TIMEOUT_S):
-            return False
+        if not self._readable(self._commands, timeout + tuning.WATCHER_TIMEOUT_S):
+            if self.interrupted:
+                return False
+            raise redis.TimeoutError("The server did not end a wait for a wake token.")
         self._unread -= 1
         return self._commands.read_response() is not None
 

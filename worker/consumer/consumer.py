@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -22,16 +23,17 @@ from ...batchers import BatcheryError
 from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
-from ..broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
+from ..broker import ArrivalWatcher, Leases, Queue, RunningNote
 from ..broker.keeper_process import KeeperProcess
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
-from .compat import worker_state
 from .compat.bridge import CeleryBridge
+from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
-from .compat.ownership import Ownership
+from .compat.ownership import Ownership, forgetting_failures
+from .compat.worker_exit import StopLimit
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -50,7 +52,7 @@ class Batching(bootsteps.StartStopStep):
     def start(self, c: "BatchConsumer") -> None:
         """Begin the checks, with each connection to the broker, because Celery clears its timer when it loses one."""
         period_s = max(tuning.CHECK_OWNERS_S, c.settings.worker.lease_s / tuning.REFRESHES_PER_LEASE)
-        self._timer = c.timer.call_repeatedly(period_s, c.check)
+        self._timer = c.timer.call_repeatedly(period_s, lambda: c.check())
 
     def stop(self, c: "BatchConsumer") -> None:
         """End the checks."""
@@ -58,7 +60,9 @@ class Batching(bootsteps.StartStopStep):
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
-        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung} if c.engine else "starting"}
+        if c.engine is None:
+            return {"batchery": "starting"}
+        return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung, **c.retry.outage.report()}}
 
 
 class BatchConsumer(Consumer):
@@ -81,22 +85,19 @@ class BatchConsumer(Consumer):
             self.settings = Settings(app, configuration_of(app))
         except ConfigurationError as error:  # one that Celery's command line shows without a traceback
             raise CeleryCommandException(f"{error}", exit_code=os.EX_CONFIG) from error
-        names = ", ".join(self.settings.tasks) or "none"
-        logger.info("Configuration: %s. Batch tasks: %s.", self.settings.source, names)
+        logger.info(
+            "Configuration: %s. Batch tasks: %s.", self.settings.source, ", ".join(self.settings.tasks) or "none"
+        )
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
+        self.check: Callable[[], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
-        super().__init__(self._on_task_request, init_callback, **kwargs)
+        self.retry = RedisRetry()
+        self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
+        super().__init__(forgetting_failures(self._on_task_request), init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:
-        try:
-            self._take(request)
-        except Exception:  # nobody would forget it, so that it would seem to have an owner
-            worker_state.forget([request])
-            raise
-
-    def _take(self, request: Request) -> None:
         name = request.task.name
         if name in self.settings.tasks:
             self._bridge.take(request)
@@ -134,11 +135,6 @@ class BatchConsumer(Consumer):
             self._hub_calls.tick()
         return self.handle_message
 
-    def check(self) -> None:
-        """Give back messages on which nobody works, and end if a thread of ours has died."""
-        if self.engine is not None:
-            self._ownership.check()
-
     def on_close(self) -> None:
         """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
         if self.engine is not None:
@@ -147,6 +143,7 @@ class BatchConsumer(Consumer):
 
     def stop(self) -> None:
         """Drain the engine, then stop as Celery does."""
+        self._stop_limit.start()
         timeout = self.settings.worker.drain_timeout_s
         if self.engine is not None and not self.engine.drain(timeout):
             logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
@@ -155,16 +152,18 @@ class BatchConsumer(Consumer):
     def shutdown(self) -> None:
         """Stop as Celery does; by then the pool has stopped, too, so give back what is left."""
         super().shutdown()
-        if self.engine is None:
-            return
+        if self.engine is not None:
+            self._leave(self.engine)
+        self._stop_limit.cancel()
+
+    def _leave(self, engine: Engine) -> None:
         self._lease_refresher.stop()
         self._hub_calls.run()
         try:
-            self._leases.leave({job.reply.claim.tag for job in self.engine.suspects})
+            self._leases.leave({job.reply.claim.tag for job in engine.suspects})
         except redis.RedisError as exc:
             logger.warning(
-                "Jobs could not be given back. They run elsewhere when the lease of this worker has run out. Redis: %s",
-                exc,
+                "Jobs are not given back. They run elsewhere when the worker's lease has run out. Redis: %s", exc
             )
         self._watcher.close()
         self._note.close()
@@ -173,21 +172,20 @@ class BatchConsumer(Consumer):
     def _start_engine(self) -> None:
         options, tasks = self.settings.worker, self.settings.tasks
         channel = self.connection.default_channel
-        client = connect(channel.pool.connection_class, channel.pool.connection_kwargs)
+        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=partial(reconnect, self))
         leases = self._leases = Leases(client, lease_s=options.lease_s)
         self._watcher = ArrivalWatcher(client)
         hub = self._hub_calls = HubCalls(self.hub)
         state = EngineState(tasks, options)
         context = WorkerContext(
-            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=RedisRetry(), intake=state
+            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=self.retry, intake=state
         )
         events = Events(self)
         self._bridge = CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
         expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
-        prefix = channel.global_keyprefix
-        self._note = RunningNote(client, leases.tag_worker, key_prefix=prefix, expires_s=expires_s)
-        self._ownership = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread)
+        self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
+        self.check = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread).check
         sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
         engine = Engine(state, source, sink)
         try:
@@ -201,6 +199,7 @@ class BatchConsumer(Consumer):
             self._queues,
             hung=lambda: state.hung,
             on_hung=source.give_back_rest,
+            outage=self.retry.outage,
             keeper=KeeperProcess(
                 client, worker=leases.worker, lease_s=options.lease_s, limit_s=lambda: state.longest_time_limit_s
             ),
@@ -211,15 +210,17 @@ class BatchConsumer(Consumer):
 
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""
-        consumer = self.task_consumer
-        if consumer is not None and consumer.channel is not None:
-            channel = consumer.channel
-            self._claimed_queues = [
-                Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-                for queue in tuple(consumer.queues)
-                if queue.exchange.type != "fanout"
-            ]
+        if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
+            self._claimed_queues = _queues_of(consumer, channel)
         return self._claimed_queues
+
+
+def _queues_of(consumer: Any, channel: Any) -> Sequence[Queue]:
+    return [
+        Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
+        for queue in tuple(consumer.queues)
+        if queue.exchange.type != "fanout"
+    ]
 
 
 def _spare_the_garbage_collector() -> None:

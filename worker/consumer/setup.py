@@ -9,6 +9,7 @@ from celery import Celery
 from ...configs import WorkerOptions
 from ...configs.configuration import Configuration, load_configuration
 from ...producer.codec import serializer
+from ...producer.connections import limit_connections
 from . import control  # noqa: F401 - Celery's command line knows only the commands of modules that are imported
 
 CONSUMER = "batchery.worker.consumer.consumer:BatchConsumer"
@@ -43,6 +44,7 @@ def _fill_in_settings(sender: Celery, **_: Any) -> None:
     for name, value in (("worker_consumer", CONSUMER), ("worker_pool", "threads"), ("accept_content", accepted)):
         if not sender.conf.value_set_for(name):
             sender.conf[name] = value
+    limit_connections(sender)
     if sender.conf.worker_consumer == _STOCK_CONSUMER:
         reason = f"worker_consumer is set to {_STOCK_CONSUMER}, which takes tasks one by one."
         raise ValueError(f"{reason} Remove that setting, or leave out batchery.setup(app).")

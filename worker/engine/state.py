@@ -76,17 +76,6 @@ class EngineState:
         with self.lock:
             return list(self.scheduler.running.jobs) if self.scheduler.running else []
 
-    @property
-    def held_jobs(self) -> list[Job]:
-        """The jobs that came in and have not left."""
-        with self.lock:
-            return list(self.scheduler.jobs)
-
-    @property
-    def draining(self) -> bool:
-        """Whether no more jobs are taken in."""
-        return self.scheduler.draining
-
     def submit(self, jobs: Sequence[Job]) -> bool:
         """Take in jobs that arrive in another way than by a claim, no job twice; return whether they are taken.
 

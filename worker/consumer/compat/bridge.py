@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -19,6 +19,7 @@ from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_komb
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
+from .in_hand import InHand
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,9 @@ class CeleryBridge:
         self._hub = context.hub
         self._intake = context.intake
         self._channel = LeaseChannel(self.acknowledge, self._give_back)
-        #: Tags of the claims that Celery has in hand, and of those of them that its pool has.
-        self._tags: set[str] = set()
+        self.in_hand = InHand(context.leases)
         #: The messages that somebody still refers to, by tag.
         self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
-        self._in_pool: set[str] = set()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
@@ -49,18 +48,13 @@ class CeleryBridge:
     @property
     def capacity(self) -> Capacity | None:
         """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
-        jobs = self._max_jobs - len(self._tags) + len(state.scheduled_requests)
+        jobs = self._max_jobs - len(self.in_hand) + len(state.scheduled_requests)
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
-    def forget_lost(self) -> None:
-        """Stop counting messages whose lease was lost, because nobody will acknowledge them."""
-        for tag in [tag for tag in self._tags.copy() if self._leases.find(tag) is None]:
-            self._discard(tag)
-
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
-        self._tags.update(claim.tag for claim in claims)
+        self.in_hand.add(claims)
         self._hub.call(self._deliver, claims, soon=True)
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
@@ -83,24 +77,16 @@ class CeleryBridge:
         """Return Celery's own request for a claim."""
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
-    @property
-    def in_pool(self) -> Set[str]:
-        """The tags of plain tasks that wait for a thread of Celery's pool, or run there. Any thread."""
-        return self._in_pool.copy()
-
     def enter_pool(self, request: Request) -> bool:
-        """Note that a plain task goes to Celery's pool; return False if its message was lost while it waited."""
-        tag: str = request.message.delivery_tag
-        if self._leases.find(tag) is None:  # it runs elsewhere
-            self._tags.discard(tag)
+        """Note that a plain task goes to Celery's pool; return False if its lease was lost, so that others run it."""
+        ours = self.in_hand.enter_pool(request.message.delivery_tag)
+        if not ours:
             worker_state.forget([request])
-            return False
-        self._in_pool.add(tag)
-        return True
+        return ours
 
     def take(self, request: Request) -> None:
         """Let a request that Celery has accepted join the waiting jobs of its task. On the hub's thread."""
-        claim = self._take_back(request)
+        claim = self.in_hand.take_back(request.message.delivery_tag)
         if claim is None:  # the lease was lost while the request waited for its ETA, so the job runs elsewhere
             worker_state.forget([request])
             return
@@ -119,7 +105,7 @@ class CeleryBridge:
 
         It is not given back at once, because it would return at once.
         """
-        if (claim := self._take_back(request)) is not None:
+        if (claim := self.in_hand.take_back(request.message.delivery_tag)) is not None:
             self._leases.let_go([claim])
         worker_state.forget([request])
         name = request.task.name
@@ -174,29 +160,17 @@ class CeleryBridge:
 
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
-        for tag in self._tags - self._in_pool:
+        for tag in self.in_hand.waiting:
             self._give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
-        self._discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
     def _give_back(self, tag: str) -> None:
-        self._discard(tag)
-        if (claim := self._leases.find(tag)) is not None:
+        if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.give_back_soon(claim)
-
-    def _take_back(self, request: Request) -> Claim | None:
-        """Return the claim of a request that Celery no longer has in hand; None if its lease was lost."""
-        tag: str = request.message.delivery_tag
-        self._discard(tag)
-        return self._leases.find(tag)
-
-    def _discard(self, tag: str) -> None:
-        self._tags.discard(tag)
-        self._in_pool.discard(tag)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

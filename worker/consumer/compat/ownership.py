@@ -8,12 +8,28 @@ still refers to the kombu message that Celery was given, without which nobody ca
 import logging
 from collections.abc import Callable
 
+from celery.worker.request import Request
+
 from ...broker import Claim
+from . import worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
 from .worker_exit import end_worker
 
 logger = logging.getLogger(__name__)
+
+
+def forgetting_failures(take: Callable[[Request], object]) -> Callable[[Request], None]:
+    """Let Celery forget a request that `take` fails to take: its state would keep it, as if somebody worked on it."""
+
+    def try_to_take(request: Request) -> None:
+        try:
+            take(request)
+        except Exception:
+            worker_state.forget([request])
+            raise
+
+    return try_to_take
 
 
 class Ownership:
@@ -31,14 +47,12 @@ class Ownership:
 
     def check(self) -> None:
         """Look once. A message that had no owner twice goes back, because once may be between two owners."""
-        if self._intake.draining:
-            return
         if (name := self._dead_thread()) is not None:
             logger.critical("The thread %s has died. This worker ends, so that its supervisor starts another.", name)
             end_worker(self._hub)
         unowned = {claim.tag: claim for claim in self._leases.held() if not self._bridge.has(claim)}
         if unowned:  # asked afterwards, because messages go from Celery to the engine, and not back
-            owned = {job.reply.claim.tag for job in self._intake.held_jobs} | self._leases.buffered
+            owned = {job.reply.claim.tag for job in self._intake.scheduler.jobs.copy()} | self._leases.buffered
             unowned = {tag: claim for tag, claim in unowned.items() if tag not in owned}
         lost = [claim for tag, claim in unowned.items() if tag in self._unowned]
         self._unowned = unowned.keys() - {claim.tag for claim in lost}

@@ -70,7 +70,7 @@ class QueueSource:
                 self._wait_for_capacity()
                 return []
         arrived = not selection.left_out and self._retry.once(
-            lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
+            "wait", lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
         )
         # The capacity cannot have become less meanwhile.
         return self._sort(self._take(selection)) if arrived and not self._intake.hung else []
@@ -92,12 +92,9 @@ class QueueSource:
         self._hub.resume()
 
     def give_back_rest(self) -> None:
-        """Let other workers have everything but what user code works on, because it hangs. Lease thread.
-
-        Plain tasks in Celery's pool stay, too, because they run.
-        """
+        """Let other workers have everything but what runs, here or in Celery's pool, because user code hangs."""
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
-        running |= self._bridge.in_pool
+        running |= self._bridge.in_hand.in_pool
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
         end_worker_unless_it_recovers(self._context)
 
@@ -114,7 +111,7 @@ class QueueSource:
             self._claim_was_small = True
             self._hub.pause()
         elif claims:
-            self._retry.once(lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
+            self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _follow_up_small_claim(self) -> None:
@@ -122,11 +119,11 @@ class QueueSource:
         self._claim_was_small = False
         self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
-        self._retry.once(lambda: self._watcher.wake_next_worker(more=False))
+        self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=False))
 
     def _wait_for_capacity(self) -> None:
         self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)
-        self._bridge.forget_lost()
+        self._bridge.in_hand.forget_lost()
 
     def _sort(self, claims: Sequence[Claim]) -> list[Job]:
         """Return the jobs of fast calls, and hand all other messages over to Celery."""
