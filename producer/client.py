@@ -65,7 +65,7 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
     app = task.app
     if not calls or app.conf.task_always_eager or "task_id" in options:
         results = [task.apply_async(args, **options) for args in calls]
-        return BulkResult(app, [result.id for result in results], results)
+        return BulkResult(task, [result.id for result in results], results)
     with app.producer_or_acquire() as producer:
         if alike and not _may_differ(app):
             publisher = Publisher(producer)
@@ -77,9 +77,10 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
                 with private.kombu_errors(publisher.connection):
                     while chunk := [*islice(messages, _CHUNK)]:
                         publisher.send(chunk, given)
-                return BulkResult(app, ids)
+                return BulkResult(task, ids, ignored=given["headers"]["ignore_result"])
         with producer.batch():
-            return BulkResult(app, [task.apply_async(args, producer=producer, **options).id for args in calls])
+            results = [task.apply_async(args, producer=producer, **options) for args in calls]
+            return BulkResult(task, [result.id for result in results], ignored=all(each.ignored for each in results))
 
 
 def _may_differ(app: Celery) -> bool:
@@ -123,15 +124,22 @@ def _messages(app: Celery, body: Any, given: dict[str, Any], ids: list[str], cal
 class BulkResult(Sequence[AsyncResult]):
     """The results of `delay_many`: a sequence of Celery's `AsyncResult`s, in the order of the calls.
 
-    `get` asks for many results in one command. Nothing is subscribed to until a single result is waited for.
+    `get` asks for many results in one command. Nothing is subscribed to until a single result is waited for. Results
+    that the calls ignore are None, and nobody waits for them.
     """
 
-    def __init__(self, app: Celery, ids: list[str], known: Sequence[AsyncResult] | None = None) -> None:
-        """Stand for the results of `ids`; `known` are these results themselves, if the calls were eager."""
-        self.app = app
+    def __init__(self, task: Task, ids: list[str], known: Sequence[AsyncResult] | None = None, **given: Any) -> None:
+        """Stand for the results of `ids`, calls of `task`.
+
+        `known` are these results themselves, if the calls were eager; `given` may hold `ignored`, whether the calls
+        ignore their results.
+        """
+        self.app = task.app
         #: Task ids, in the order of the calls.
         self.ids = ids
+        self._task = task
         self._known = known
+        self._ignored = bool(given.get("ignored"))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,12 +147,18 @@ class BulkResult(Sequence[AsyncResult]):
     def __getitem__(self, index: Any) -> Any:
         """Return one call's `AsyncResult`, or a slice of them."""
         if isinstance(index, slice):
-            return BulkResult(self.app, self.ids[index], None if self._known is None else self._known[index])
-        return self.app.AsyncResult(self.ids[index]) if self._known is None else self._known[index]
+            known = None if self._known is None else self._known[index]
+            return BulkResult(self._task, self.ids[index], known, ignored=self._ignored)
+        return self._result(self.ids[index]) if self._known is None else self._known[index]
+
+    def _result(self, task_id: str) -> AsyncResult:
+        result: AsyncResult = self._task.AsyncResult(task_id)  # which asks the task's own backend, if it has one
+        result.ignored = self._ignored
+        return result
 
     def ready(self) -> bool:
-        """Whether every call has its result."""
-        return all(result.ready() for result in self)
+        """Whether every call has its result; always true of calls that ignore their results."""
+        return self._ignored or all(result.ready() for result in self)
 
     def get(self, timeout: float | None = None, *, propagate: bool = True, interval: float = 0.01) -> list[Any]:
         """Wait for every result; return them in the order of the calls.
@@ -161,24 +175,29 @@ class BulkResult(Sequence[AsyncResult]):
     def iterate(self, timeout: float | None = None, *, interval: float = 0.01) -> Iterator[AsyncResult]:
         """Yield each call's `AsyncResult` as soon as it, and all before it, are ready; as `get` otherwise."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._known is None and isinstance(self.app.backend, RedisBackend):
-            yield from self._iterate_on_redis(deadline, interval)
+        if self._known is None and not self._ignored and isinstance(self._task.backend, RedisBackend):
+            yield from self._iterate_on_redis(self._task.backend, deadline, interval)
             return
         for result in self:
             result.get(timeout=None if deadline is None else deadline - time.monotonic(), propagate=False)
             yield result
 
-    def _iterate_on_redis(self, deadline: float | None, interval: float) -> Iterator[AsyncResult]:
+    def _iterate_on_redis(
+        self, backend: RedisBackend, deadline: float | None, interval: float
+    ) -> Iterator[AsyncResult]:
+        """Ask for the first result that is not there and those behind it, and for none that is known already."""
         outcomes: dict[str, Any] = {}
         pause, asked = threading.Event(), False
         for place, task_id in enumerate(self.ids):
             while task_id not in outcomes:
-                if asked and deadline is not None and time.monotonic() >= deadline:
+                left = None if deadline is None else deadline - time.monotonic()
+                if asked and left is not None and left <= 0:
                     raise CeleryTimeoutError(f"{len(self.ids) - place} of {len(self.ids)} results are not there yet.")
                 pause.wait(interval if asked else 0)
                 asked = True
-                found = private.read_outcomes(self.app.backend, self.ids[place : place + _CHUNK])
+                unknown = [each for each in self.ids[place : place + _CHUNK] if each not in outcomes]
+                found = private.read_outcomes(backend, unknown, timeout=left)
                 outcomes |= {key: meta for key, meta in found.items() if meta["status"] in states.READY_STATES}
-            result = self.app.AsyncResult(task_id)
+            result = self._result(task_id)
             private.set_outcome(result, outcomes.pop(task_id))
             yield result

@@ -17,7 +17,7 @@ nothing of `celery.worker`.
 | `celery.app.routes.MapRoute`, `app.amqp.router.routes` | routes never see arguments | `routes_by_name` | client |
 | `Signal.receivers` | what listens to a signal | `receivers` | client |
 | `AsyncResult._maybe_set_cache` | gives a result what `read_outcomes` read for it | `set_outcome` | client |
-| `RedisBackend.mget`, `.get_key_for_task`, `.decode_result` | many results at once | `read_outcomes` | client |
+| `RedisBackend.mget`, `.ensure`, `.get_key_for_task`, `.decode_result` | many results | `read_outcomes` | client |
 | `ResultConsumer.drain_events`, `._pubsub`, `._locked` | asks whether results still arrive | `check_results` | client |
 | `Connection._reraise_as_library_errors` | raises Redis's errors as kombu's | `kombu_errors` | client |
 | `Producer._batch_local` | whether this thread is within `producer.batch()` | `collects_batch` | publisher |
@@ -52,7 +52,11 @@ rest is imported from `celery.worker` or overridden in a class.
 | `Task.__trace__` | the tracer of a task | replay |
 | `RedisBackend.on_chord_part_return`, `.chord_expires` | how the parts of a chord are kept | store |
 | `RedisBackend._chord_zset`, `._chord_result_expires` | the same | store |
-| `celery.backends.redis.CHORD_PART_RETURN_LUA` | the same | store |
+| `celery.backends.redis.CHORD_PART_RETURN_LUA`, `.CHORD_CLEANUP_LUA` | the same | store, postpone |
+| `Task._backend` | whether a task has a backend of its own | store |
+| `RedisBackend._store_result`, `._encode`, `._set_with_state` | whether they are Celery's own | store |
+| `kombu.serialization.registry._encoders` | whether "json" is kombu's own serializer | store |
+| `Backend.chord_error_from_stack` | overridden, so that a lost connection is no failure | postpone |
 """
 
 import hashlib
@@ -64,19 +68,29 @@ from typing import Any, cast
 from weakref import ref
 
 import redis
-from celery import Celery
+from celery import Celery, Task
 from celery.app.annotations import resolve_all
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
-from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, ResultConsumer
+from celery.backends import base as base_backend
+from celery.backends import redis as redis_backend
+from celery.backends.redis import CHORD_CLEANUP_LUA, CHORD_PART_RETURN_LUA, RedisBackend, ResultConsumer
 from celery.utils.functional import head_from_fun as head_from_fun
 from celery.utils.saferepr import saferepr as saferepr
 from kombu import Consumer
+from kombu.serialization import registry
+from kombu.utils import json as kombu_json
 
 ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run"
 
 #: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
 _KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
+
+#: SHA-1 of the scripts by which this Celery adds a part to a chord, and forgets a chord whose callback is sent.
+PART_SCRIPT, CLEANUP_SCRIPT = (
+    hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (CHORD_PART_RETURN_LUA, CHORD_CLEANUP_LUA)
+)
 
 argsrepr_size: Callable[[Celery], int] = attrgetter("amqp.argsrepr_maxsize")
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")
@@ -100,8 +114,10 @@ def routes_by_name(app: Celery) -> bool:
     return all(isinstance(route, MapRoute) for route in app.amqp.router.routes)
 
 
-def read_outcomes(backend: Any, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    stored = backend.mget([backend.get_key_for_task(task_id) for task_id in ids])
+def read_outcomes(backend: Any, ids: Sequence[str], timeout: float | None) -> dict[str, dict[str, Any]]:
+    keys = [backend.get_key_for_task(task_id) for task_id in ids]
+    # A lost connection is made again, as Celery's own `get` does.
+    stored = backend.ensure(backend.mget, (keys,), **({} if timeout is None else {"timeout": max(timeout, 0.01)}))
     return {task_id: backend.decode_result(value) for task_id, value in zip(ids, stored, strict=True) if value}
 
 
@@ -180,9 +196,39 @@ payload_of: Callable[[Any], tuple[Any, Any, Any]] = attrgetter("_payload")
 
 def keeps_chord_parts_as_known(backend: RedisBackend) -> bool:
     """Whether a Redis backend keeps the parts of chords as `settle.lua` does; else Celery has to add all of them."""
-    script = hashlib.sha1(CHORD_PART_RETURN_LUA.encode(), usedforsecurity=False).hexdigest()
     is_stock = type(backend).on_chord_part_return is RedisBackend.on_chord_part_return
-    return is_stock and script == _KNOWN_PART_SCRIPT
+    return is_stock and PART_SCRIPT == _KNOWN_PART_SCRIPT
+
+
+#: What storing a result would call: where any of these is not Celery's own, the backend has to be asked.
+_BYPASSED = frozenset(
+    "mark_as_done store_result _store_result _ensure_retryable encode_result encode _encode _get_result_meta "
+    "_set_with_state set _set ensure get_key_for_task get_key_for_group _get_key_for current_task_children "
+    "_get_task_meta_for get on_chord_part_return".split()
+)
+_BACKEND_MODULES = (vars(base_backend), vars(redis_backend))
+
+
+def is_changed(backend: Any) -> bool:
+    """Whether this one backend has a function of its own in place of one of its class."""
+    return not _BYPASSED.isdisjoint(vars(backend))
+
+
+def stores_as_known(backend: Any) -> bool:
+    """Whether a backend is Celery's Redis backend, unchanged, with a serializer that writes what ours does."""
+    encoder = getattr(registry._encoders.get("json"), "encoder", None)
+    return (
+        type(backend) is RedisBackend
+        and not is_changed(backend)
+        # A function tells by its globals in which file it was written, whoever has wrapped or replaced it.
+        and all(getattr(getattr(RedisBackend, name), "__globals__", None) in _BACKEND_MODULES for name in _BYPASSED)
+        and (backend.serializer != "json" or encoder is kombu_json.dumps)
+    )
+
+
+def has_own_backend(task: Any) -> bool:
+    """Whether a task's results go to another backend than its app's."""
+    return type(task).backend is not Task.backend or task._backend is not None
 
 
 def chord_retention(backend: RedisBackend) -> tuple[bool, int]:

@@ -66,17 +66,25 @@ class Publisher:
         send(messages, options)
 
     def _send(self, messages: Sequence[bytes], options: Mapping[str, Any]) -> None:
-        channel = self._producer.channel
+        channel = self._open_channel()
         declared = private.declared_entities(channel)
         for entity in options["declare"] or ():
             if hash(entity) not in declared:
                 self._producer.maybe_declare(entity, retry=options["retry"], **options["retry_policy"])
+        channel = self._open_channel()  # declaring may have made another connection
         queue = private.queue_key(channel, options["routing_key"], options.get("priority") or 0)
         try:
             private.redis_client(channel).lpush(queue, *messages)
         except redis.ReadOnlyError as exc:  # kombu would keep the connection to what is no longer the master
             channel.pool.disconnect()
             raise redis.ConnectionError(f"{exc}") from exc
+
+    def _open_channel(self) -> Any:
+        """Return the producer's channel; `send` makes another connection where that was closed meanwhile."""
+        channel = self._producer.channel
+        if channel.connection is None:
+            raise redis.ConnectionError("The channel's connection was lost.")
+        return channel
 
 
 def kombu_message(headers: Any, body: bytes, options: Mapping[str, Any], task_id: str, tag: str) -> dict[str, Any]:

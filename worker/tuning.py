@@ -92,6 +92,9 @@ QUICK_SETTLE_S = 0.002
 #: A batch of at least so many jobs that ran for less than so many seconds is settled by the device thread, because
 #: waking the settle thread costs more than the device could do meanwhile: no-op tasks gain a tenth.
 INSTANT_RUN_S, INSTANT_RUN_JOBS = 0.001, 64
+#: Seconds that the last settle may have taken for each of its outcomes: in bulk it is a tenth of this, one by one it is
+#: several times as much.
+QUICK_SETTLE_EACH_S = 0.0005
 
 #: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
 SETTLE_TOGETHER = 500
@@ -104,6 +107,13 @@ MAX_DEATHS = 3
 GIVE_BACK_TOGETHER_S = 1.0
 
 # -- Consumer ----------------------------------------------------------------------------------------------------------
+
+#: Tries to tell Celery an outcome while the broker takes writes but another server does not: about 8 s. After them the
+#: job runs again after the length of a lease, because all other outcomes wait meanwhile.
+REPLAY_TRIES = 8
+
+#: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.
+RESULT_MAX_RETRIES, RESULT_LONGEST_PAUSE_MS = 40, 1_000
 
 #: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
 #: results have to wait.

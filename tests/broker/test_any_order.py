@@ -30,6 +30,8 @@ class Workers(RuleBasedStateMachine):
         self.sent: dict[tuple[int, int], list[int]] = {}
         self.claimed_once: set[int] = set()
         self.results: dict[int, bytes] = {}
+        #: Labels of messages that are gone.
+        self.acknowledged: set[Any] = set()
         self.number = 0
 
     @initialize()
@@ -72,12 +74,17 @@ class Workers(RuleBasedStateMachine):
         held = self.leased_tags()
         answer = f"by {id(self.workers[worker])}".encode()
         items = [Settlement(claim, f"result-{label_of(claim.message)}", answer) for claim in chosen]
-        answered = [answer == Settled.DONE for answer in self.workers[worker].settle(items, ResultRetention())]
-        assert answered == [claim.tag in held for claim in chosen]
-        for claim, done in zip(chosen, answered, strict=True):
-            if done:
-                assert label_of(claim.message) not in self.results, "answered twice"
-                self.results[label_of(claim.message)] = answer
+        answered = self.workers[worker].settle(items, ResultRetention())
+        assert [settled == Settled.DONE for settled in answered] == [claim.tag in held for claim in chosen]
+        for claim, settled in zip(chosen, answered, strict=True):
+            label = label_of(claim.message)
+            if settled == Settled.DONE:
+                assert label not in self.acknowledged, "acknowledged twice"
+                self.acknowledged.add(label)
+            assert (settled == Settled.LOST) <= (label in self.results), "a result is thrown away"
+            assert (settled == Settled.LATE) <= (label not in self.results), "a result is replaced without a lease"
+            if settled != Settled.LOST:
+                self.results[label] = answer
 
     @rule(worker=worker_numbers, which=some)
     def give_back(self, worker: int, which: list[int]) -> None:
@@ -129,7 +136,7 @@ class Workers(RuleBasedStateMachine):
 
     @invariant()
     def every_message_is_in_one_place(self) -> None:
-        places: list[Any] = list(self.results)
+        places: list[Any] = list(self.acknowledged)
         for lists in self.lists:
             places += lists.labels()
             for envelope in bytes_of(self.client.hvals(lists.queue.unacked)):
@@ -141,7 +148,7 @@ class Workers(RuleBasedStateMachine):
         self.leased_tags()
 
     @invariant()
-    def results_are_those_of_the_holders(self) -> None:
+    def each_result_is_the_last_of_a_holder_or_else_the_first(self) -> None:
         stored = {key: self.client.get(key) for key in self.client.scan_iter("result-*")}
         assert stored == {f"result-{label}".encode(): answer for label, answer in self.results.items()}
 

@@ -9,11 +9,17 @@ import pytest
 import redis
 from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
 
-from tests.support.leases import Lists, MakeLeases, claim_all, settle
+from tests.support.leases import Lists, MakeLeases, claim_all, label_of, settle
 
 
 def result(client: redis.Redis, label: object) -> Any:
     return client.get(f"result-{label}")
+
+
+def answers(leases: Leases, claims: list[Claim], text: str) -> list[Settled]:
+    """Settle with `text` as each result."""
+    items = [Settlement(claim, f"result-{label_of(claim.message)}", text.encode()) for claim in claims]
+    return leases.settle(items, ResultRetention(0, 60))
 
 
 def test_a_settled_message_is_gone_and_its_result_is_there(
@@ -78,7 +84,7 @@ def test_jobs_of_several_queues_are_answered_in_the_order_asked(leases: Leases, 
     assert settle(leases, [d, b, a, e, c]) == [True, False, True, False, True]
 
 
-def test_a_lease_that_was_lost_stores_nothing(
+def test_without_a_lease_a_result_is_stored_where_none_is_and_nothing_is_acknowledged(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
 ) -> None:
     slow, other = make_leases(), make_leases()
@@ -89,20 +95,41 @@ def test_a_lease_that_was_lost_stores_nothing(
     claim_all(other, queue)
     assert other.sweep() == 1
     (again,) = claim_all(other, queue)
-    assert settle(slow, claims) == [False, False]
-    assert result(redis_client, "a") is None
-    assert lists.leased() == {again.tag}
+    assert answers(slow, claims[:1], "early") == [Settled.LATE]
+    assert redis_client.ttl("result-a") > 0
+    assert result(redis_client, "a") == b"early"
+    assert lists.leased() == {again.tag}, "it is the other's to acknowledge"
     assert settle(other, [again]) == [True]
     assert result(redis_client, "a") == b"result of a"
+    assert answers(slow, claims, "late") == [Settled.LOST, Settled.LOST]
+    assert result(redis_client, "a") == b"result of a"
+
+
+def test_what_the_server_has_forgotten_is_answered_and_announced(
+    leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    """A server that comes back without its data knows neither the message nor its lease."""
+    lists.put("a", "b")
+    claims = claim_all(leases, queue)
+    redis_client.flushdb()
+    with redis_client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+        pubsub.subscribe("result-a")
+        pubsub.get_message(timeout=5)
+        assert answers(leases, claims, "computed") == [Settled.LATE, Settled.LATE]
+        published = pubsub.get_message(timeout=5)
+    assert published is not None
+    assert published["data"] == b"computed"
+    assert redis_client.keys("batchery:*") == []
+    assert not leases.held()
 
 
 def test_nothing_is_settled_twice(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:
     lists.put("a")
     claims = claim_all(leases, queue)
     assert settle(leases, claims) == [True]
-    redis_client.delete("result-a")
+    redis_client.set("result-a", "of another")
     assert settle(leases, claims) == [False]
-    assert result(redis_client, "a") is None
+    assert result(redis_client, "a") == b"of another"
 
 
 def test_the_same_claim_twice_in_one_settle_is_answered_once(leases: Leases, lists: Lists, queue: Queue) -> None:

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from batchery.batchers import Job, JobState
 from batchery.configs import WorkerOptions
 from batchery.worker.broker import Claim, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, Reject
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
 QUEUE = Queue("celery")
 
@@ -56,6 +58,9 @@ class FakeBackend:
     def __init__(self) -> None:
         self.failures: dict[str, Exception] = {}
         self.error: Exception | None = None
+
+    def exception_safe_to_retry(self, error: Exception) -> bool:
+        return False
 
     def mark_as_failure(self, task_id: str, error: Exception) -> None:
         if self.error is not None:
@@ -145,6 +150,23 @@ def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
     bench.backend.error = error
     bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
     assert (bench.leases.acknowledged, bench.leases.gone) == (acknowledged, gone)
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("away"), OperationalError("away"), Reject("no", requeue=True)])
+def test_a_request_for_which_a_server_was_away_goes_back_to_its_queue(bench: Bench, error: Exception) -> None:
+    request = bench.request("a")
+    request.task.backend = bench.backend
+    bench.bridge.give_up(request, error)
+    assert (bench.leases.acknowledged, bench.leases.given_back) == ([], ["a"])
+
+
+def test_a_message_that_celery_cannot_take_while_a_server_is_away_goes_back_to_its_queue(bench: Bench) -> None:
+    def handle(_: Any) -> None:
+        raise redis.ConnectionError("the revocation of a call could not be stored")
+
+    bench.bridge._consumer.handle_message = handle
+    bench.bridge.hand_over([bench.claim("a")])
+    assert (bench.leases.acknowledged, bench.leases.given_back, bench.backend.failures) == ([], ["a"], {})
 
 
 def test_a_request_joins_the_waiting_jobs_of_its_task(bench: Bench) -> None:

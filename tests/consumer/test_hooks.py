@@ -14,6 +14,7 @@ import redis
 from celery import Celery, chord
 
 from tests.support.apps import APP
+from tests.support.backends import SEAL, SealedBackend
 from tests.support.callers import calling, unsettled
 from tests.support.models import BATCHES, SEEN
 from tests.support.servers import valkey
@@ -109,6 +110,7 @@ def services(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with ExitStack() as stack:
         own = stack.enter_context(valkey(save="")).removesuffix("/0")
         backends = {"another db": f"{own}/9", "another server": server, "files": files, "extended": f"{own}/4"}
+        backends["encrypting"] = f"{SealedBackend.__module__}:{SealedBackend.__qualname__}+{own}/8"
         starting: dict[str, tuple[Worker, str, dict[str, Any]]] = {}
         for number, (name, backend) in enumerate(backends.items(), start=1):
             conf = {"result_extended": True} if name == "extended" else {}
@@ -127,7 +129,7 @@ def services(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield services
 
 
-@pytest.fixture(params=["another db", "another server", "files", "extended"])
+@pytest.fixture(params=["another db", "another server", "files", "extended", "encrypting"])
 def service(services: dict[str, Service], request: pytest.FixtureRequest) -> Service:
     service = services[request.param]
     service.client.delete(BATCHES, SEEN)
@@ -169,6 +171,15 @@ def test_a_job_is_received_once_whatever_the_backend(service: Service) -> None:
     signal = ["task_received", result.id]
     wait_until(lambda: signal in seen(service.client, "task_received"), "the signal was sent", WAIT)
     assert seen(service.client, "task_received").count(signal) == 1
+
+
+@pytest.mark.worker
+def test_an_encrypting_backend_stores_nothing_in_plain_text(services: dict[str, Service]) -> None:
+    app = services["encrypting"].app
+    results = [app.tasks["echo"].delay("pa55word"), app.tasks["plain"].delay("pa55word")]
+    assert [result.get(timeout=WAIT) for result in results] == ["pa55word", "pa55word"]
+    stored = [app.backend.get(app.backend.get_key_for_task(result.id)) for result in results]
+    assert [value.startswith(SEAL) for value in stored] == [True, True]
 
 
 @pytest.mark.worker

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from batchery.worker.consumer.compat.hub import HubCalls
+from celery.exceptions import WorkerShutdown
 
 
 class FakeHub:
@@ -108,4 +109,32 @@ def test_calls_go_on_after_the_hub_has_forgotten_its_callbacks(hub: FakeHub, cal
     assert ran == ["first"]
     calls.call(ran.append, "second")
     hub.turn()
+    assert ran == ["first", "second"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), MemoryError("m")], ids=repr)
+def test_a_call_that_would_end_the_thread_keeps_no_other_from_running(
+    hub: FakeHub, calls: HubCalls, error: BaseException
+) -> None:
+    def fails() -> None:
+        raise error
+
+    ran: list[str] = []
+    calls.call(fails)
+    calls.call(ran.append, "behind")
+    assert calls.run()
+    assert ran == ["behind"]
+
+
+def test_calls_behind_one_that_shuts_the_worker_down_run_when_it_stops(hub: FakeHub, calls: HubCalls) -> None:
+    def fails() -> None:
+        raise WorkerShutdown
+
+    ran: list[str] = []
+    calls.call(fails)
+    calls.call(ran.append, "first")
+    calls.call(ran.append, "second")
+    with pytest.raises(WorkerShutdown):
+        calls.run()
+    calls.run()
     assert ran == ["first", "second"]

@@ -21,6 +21,7 @@ from celery.worker.consumer import Consumer, tasks
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 from kombu import Consumer as KombuConsumer
+from kombu.serialization import registry
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
@@ -111,6 +112,13 @@ NAMES: dict[str, Callable[[], bool]] = {
     "RedisBackend._chord_zset": lambda: hasattr(RedisBackend, "_chord_zset"),
     "RedisBackend._chord_result_expires": lambda: hasattr(RedisBackend, "_chord_result_expires"),
     "celery.backends.redis.CHORD_PART_RETURN_LUA": lambda: "KEYS" in redis_backend.CHORD_PART_RETURN_LUA,
+    "celery.backends.redis.CHORD_CLEANUP_LUA": lambda: "KEYS" in redis_backend.CHORD_CLEANUP_LUA,
+    "Task._backend": lambda: Celery(set_as_current=False).Task._backend is None,
+    "RedisBackend._store_result": lambda: takes(RedisBackend._store_result, "self", "task_id", "result", "state"),
+    "RedisBackend._encode": lambda: takes(RedisBackend._encode, "self", "data"),
+    "RedisBackend._set_with_state": lambda: takes(RedisBackend._set_with_state, "self", "key", "value", "state"),
+    "kombu.serialization.registry._encoders": lambda: callable(registry._encoders["json"].encoder),
+    "Backend.chord_error_from_stack": lambda: takes(RedisBackend.chord_error_from_stack, "self", "callback", "exc"),
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from batchery.batchers import Job, Outcome
 from batchery.producer.codec.serializer import encode_by
 from batchery.worker.consumer.fast.encode_result import SERIALIZERS, encode_success
-from batchery.worker.consumer.fast.store import ResultStore
+from batchery.worker.consumer.fast.one_step import OneStep
 from batchery.worker.consumer.wire.decode import Headers
 from batchery.worker.consumer.wire.request import FastRequest
 from celery import Celery
@@ -203,8 +203,7 @@ def test_results_are_compressed_where_the_app_says_so(app: Celery, compression: 
         headers = Headers("t", "an-id", ignore_result=False)
         request = FastRequest(None, headers, None, None, "an-id", "t")  # type: ignore[arg-type]
         outcome = Outcome(Job("an-id", "t", [], {}, request, 0.0, 1), value=["x" * 10_000])
-        client = compressing.backend.client
-        (settlement,) = ResultStore(compressing, None, client).encode([outcome])  # type: ignore[arg-type]
+        (settlement,) = OneStep(compressing, compressing.backend).encode([outcome])
     assert outcome.error is None
     assert (len(settlement.result) < 1000) == (compression is not None)
     assert app.backend.decode(settlement.result)["result"] == outcome.value

@@ -97,6 +97,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "app.amqp.router.routes": lambda: [type(route).__name__ for route in routes()] == ["MapRoute"],
     "Signal.receivers": lambda: isinstance(signals.before_task_publish.receivers, list),
     "AsyncResult._maybe_set_cache": lambda: parameters(AsyncResult._maybe_set_cache) == ["self", "meta"],
+    "RedisBackend.ensure": lambda: parameters(RedisBackend.ensure)[:3] == ["self", "fun", "args"],
     "RedisBackend.mget": lambda: parameters(RedisBackend.mget) == ["self", "keys"],
     "RedisBackend.get_key_for_task": lambda: parameters(RedisBackend.get_key_for_task)[:2] == ["self", "task_id"],
     "RedisBackend.decode_result": lambda: parameters(RedisBackend.decode_result) == ["self", "payload"],

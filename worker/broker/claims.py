@@ -57,11 +57,13 @@ class Settlement(NamedTuple):
 class Settled(enum.IntEnum):
     """What became of a settlement."""
 
-    #: The lease was lost: another worker answers this job.
+    #: The lease was lost, and there is an answer already.
     LOST = 0
     DONE = 1
     #: Not settled and still ours: this result completes a chord, so Celery must store it and send the callback.
     NEEDS_CELERY = 2
+    #: The lease was lost, but nobody else had answered, so the result is stored. Nothing is acknowledged.
+    LATE = 3
 
 
 class ResultRetention(NamedTuple):

@@ -17,6 +17,10 @@ class HeldClaims:
         self.lease_s = lease_s
         #: Bytes of the messages held.
         self.held_bytes = 0
+        #: Set when something was buffered that `Leases.flush` should send.
+        self.has_buffered = threading.Event()
+        self._acknowledgements: deque[Settlement] = deque()
+        self._to_give_back: deque[Claim] = deque()
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -24,9 +28,6 @@ class HeldClaims:
         self._queues: dict[str, Queue] = {}
         #: Claims that were let go, by tag, with the time on the monotonic clock at which they go back.
         self._let_go: dict[str, tuple[float, Claim]] = {}
-        #: What is to be sent to the server.
-        self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
 
     def holds(self, claim: Claim) -> bool:
         """Return whether a claim is ours as far as this worker knows."""
@@ -46,6 +47,16 @@ class HeldClaims:
         """The tags of what is to be sent to the server."""
         settlements, claims = [*self._acknowledgements], [*self._to_give_back]
         return {settlement.claim.tag for settlement in settlements} | {claim.tag for claim in claims}
+
+    def acknowledge(self, claim: Claim) -> None:
+        """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
+        self._acknowledgements.append(Settlement(claim))
+        self.has_buffered.set()
+
+    def give_back_soon(self, claim: Claim) -> None:
+        """Buffer a claim, which the next `flush` gives back. Never blocks."""
+        self._to_give_back.append(claim)
+        self.has_buffered.set()
 
     def let_go(self, claims: Iterable[Claim]) -> None:
         """Stop holding these, which go back after the length of a lease. Never blocks."""

@@ -1,7 +1,8 @@
 """The lease that one worker has on the messages that it holds. Each step is one atomic script for each queue.
 
 1. A message is in its queue or under a lease, never nowhere.
-2. Only the holder of the lease stores a result, and stores it together with the acknowledgement.
+2. Only the holder of the lease acknowledges, together with the result. Without a lease a result is stored only where
+   there is none.
 3. A lease covers everything that its worker holds of a queue. It ends when the worker leaves, or when it runs out; then
    any worker may put the messages back.
 4. A worker stays among the workers of a queue, where others look for leases that are over, for as long as it holds
@@ -13,7 +14,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,17 +47,21 @@ class Leases(HeldClaims):
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
-        #: Set when something was buffered that `flush` should send.
-        self.has_buffered = threading.Event()
         self._scripts = Scripts(client, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
+        #: Raises the error with which the server refuses writes to a queue now, if it does.
+        self.check_server = self._scripts.check_server
         self._next_seq = 0
         #: Claims whose answer is not known: one that is under way, and those whose answer was lost.
         self._unanswered: list[tuple[Sequence[Queue], range]] = []
         self._has_left = False
 
-    def still_held(self, claim: Claim) -> bool:
-        """Ask the server whether a claim is ours."""
-        return self._scripts.client.hexists(claim.queue.unacked, claim.tag)
+    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
+        """Ask the server which claims are ours, once for each queue."""
+        held: dict[str, bool] = {}
+        for group in _by_queue(claims, attrgetter("queue.name")):
+            tags = [claim.tag for claim in group]
+            held.update(zip(tags, self._scripts.held(group[0].queue, tags), strict=True))
+        return [held[claim.tag] for claim in claims]
 
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
@@ -101,16 +105,6 @@ class Leases(HeldClaims):
                 pairs = zip(chunk, answers, strict=True)
                 self._forget(item.claim for item, answer in pairs if answer is not still_ours)
         return [settled[settlement.claim.tag] for settlement in settlements]
-
-    def acknowledge(self, claim: Claim) -> None:
-        """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
-        self._acknowledgements.append(Settlement(claim))
-        self.has_buffered.set()
-
-    def give_back_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.append(claim)
-        self.has_buffered.set()
 
     def flush(self) -> None:
         """Send what is buffered.

@@ -1,7 +1,7 @@
 """The Lua scripts of the folder `scripts`: their KEYS, their ARGV and their replies."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,13 @@ class Scripts:
             names = list(self.client.hkeys(queue.unacked))
         return {name.decode() for name in names if worker == "*" or name.startswith(f"{worker}:".encode())}
 
+    def held(self, queue: Queue, tags: Iterable[str]) -> list[bool]:
+        """Return which tags are those of messages that are held."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            for tag in tags:
+                pipeline.hexists(queue.unacked, tag)
+            return [bool(is_held) for is_held in pipeline.execute()]
+
     def workers(self, queue: Queue) -> tuple[float, list[Lease]]:
         """Return Redis TIME in seconds, and the workers of a queue."""
         with self.client.pipeline(transaction=False) as pipeline:
@@ -156,6 +163,10 @@ class Scripts:
             pipeline.zrange(queue.workers, 0, -1, withscores=True)
             (seconds, micros), workers = pipeline.execute()
         return seconds + micros / 1e6, [Lease(name.decode(), end) for name, end in workers]
+
+    def check_server(self, queue: Queue) -> None:
+        """Raise the error of Redis with which the server refuses writes now, if it does; changes nothing."""
+        self.client.zadd(queue.workers, {"": 0}, xx=True)
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)

@@ -33,6 +33,7 @@ from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
 from .compat.ownership import Ownership, forgetting_failures
+from .compat.pool import report_errors
 from .compat.worker_exit import StopLimit
 from .fast.events import Events
 from .fast.fetch import QueueSource
@@ -78,8 +79,8 @@ class BatchConsumer(Consumer):
     def __init__(self, on_task_request: Callable[[Request], object], init_callback: Any = noop, **kwargs: Any) -> None:
         """Get ready, if this app and this pool can work."""
         app: Celery = kwargs["app"]
-        _refuse_other_brokers(app)
-        _refuse_other_pools(kwargs["pool"])
+        _prepare(app, kwargs["pool"])
+        report_errors(kwargs["pool"], lambda request, error: self._bridge.give_up(request, error))
         app.amqp.Consumer = QuietConsumer
         try:
             self.settings = Settings(app, configuration_of(app))
@@ -229,6 +230,22 @@ def _spare_the_garbage_collector() -> None:
     gc.freeze()  # what exists once the models are loaded stays for ever
     if gc.get_threshold()[0] == 700:  # Python's own up to 3.13, so the app has not chosen another one
         gc.set_threshold(tuning.GC_THRESHOLD, *gc.get_threshold()[1:])
+
+
+def _prepare(app: Celery, pool: object) -> None:
+    """Refuse an app or a pool that cannot work, and change the app's settings that its backends need."""
+    _refuse_other_brokers(app)
+    _refuse_other_pools(pool)
+    _let_backends_try_again(app)
+
+
+def _let_backends_try_again(app: Celery) -> None:
+    """Let the backends of plain tasks' threads try again while their server is away, unless the app says otherwise."""
+    own = app.backend  # made before, so that the event loop's own backend never waits
+    if not (own.thread_safe or app.conf.value_set_for("result_backend_always_retry")):
+        app.conf.result_backend_always_retry = True
+        app.conf.result_backend_max_retries = tuning.RESULT_MAX_RETRIES
+        app.conf.result_backend_max_sleep_between_retries_ms = tuning.RESULT_LONGEST_PAUSE_MS
 
 
 def _refuse_other_brokers(app: Celery) -> None:

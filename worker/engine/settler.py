@@ -36,6 +36,8 @@ class Settler:
         self._busy = threading.Lock()
         #: Seconds that the last settle took.
         self._last_s = float("inf")
+        #: The same for each outcome: a store that is asked for each result by itself would keep the device waiting.
+        self._last_each_s = 0.0
 
     # -- Handing over ------------------------------------------------------------------------------------------------
 
@@ -54,7 +56,9 @@ class Settler:
             here = self._last_s < tuning.QUICK_SETTLE_S
         else:
             instant = batch is not None and batch.run_s < tuning.INSTANT_RUN_S
-            here = instant and len(outcomes) >= tuning.INSTANT_RUN_JOBS
+            here = (
+                instant and len(outcomes) >= tuning.INSTANT_RUN_JOBS and self._last_each_s < tuning.QUICK_SETTLE_EACH_S
+            )
         if here and self._queue.empty() and self._busy.acquire(blocking=False):
             try:
                 self._settle(outcomes)
@@ -100,6 +104,7 @@ class Settler:
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
+        self._last_each_s = self._last_s / max(1, len(outcomes))
         for batch in self._leave(outcomes, jobs, now):
             log_batch(batch, now)
 

@@ -15,27 +15,27 @@ from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, LeasedMessage, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
 from .in_hand import InHand
+from .mishaps import Mishaps
+from .postpone import passes
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryBridge:
+class CeleryBridge(Mishaps):
     """Hands messages over to Celery, and takes back what becomes of them.
 
     These are the messages of plain tasks, and of batch tasks those that are no fast calls.
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self._consumer = context.consumer
-        self._leases = context.leases
-        self._hub = context.hub
+        super().__init__(context)
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self._give_back)
+        self._channel = LeaseChannel(self.acknowledge, self.give_back)
         self.in_hand = InHand(context.leases)
         #: The messages that somebody still refers to, by tag.
         self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
@@ -66,6 +66,10 @@ class CeleryBridge:
                 self._messages[claim.tag] = message
                 self._consumer.handle_message(message)
             except Exception as exc:
+                if passes(exc):  # Celery stores that a call is revoked, for example
+                    logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
+                    self.give_back(claim.tag)
+                    continue
                 logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
@@ -123,8 +127,8 @@ class CeleryBridge:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
             logger.exception("Celery could not revoke %s.", job.reply)
-            self.fail(job.id, job.reply.claim, exc)
-            revoked = True
+            self.give_up(job.reply, exc)
+            return
         if revoked:
             worker_state.forget([job.reply])
         else:  # by Celery's clock it has not expired; a new job, because the engine may still be dropping the old one
@@ -135,40 +139,18 @@ class CeleryBridge:
             self._leases.give_back_soon(job.reply.claim)
             worker_state.forget([job.reply])
 
-    def refuse(self, tag: str, error: Exception) -> None:
-        """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
-            return
-        _, task_id = addressee(claim.message)
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
-
-    def fail(self, task_id: str, claim: Claim, error: Exception) -> None:
-        """Fail a job that Celery's own code cannot take. Otherwise it would come back for ever."""
-        try:
-            self._consumer.app.backend.mark_as_failure(task_id, error)
-        except (TypeError, ValueError):
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
-        except Exception:
-            logger.exception("The failure of %s could not be stored. It runs again after a lease.", task_id)
-            self._leases.let_go([claim])
-            return
-        self.acknowledge(claim.tag)
-
     def connection_lost(self) -> None:
         """Give back what Celery drops when it reconnects: requests that wait for their ETA or their rate limit."""
         for tag in self.in_hand.waiting:
-            self._give_back(tag)
+            self.give_back(tag)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
         if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def _give_back(self, tag: str) -> None:
+    def give_back(self, tag: str) -> None:
+        """Give a message back, if it is still ours."""
         if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.give_back_soon(claim)
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVarTuple
 
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from kombu.asynchronous import Hub
 
 from ... import tuning
@@ -60,12 +61,18 @@ class HubCalls:
         """Run the queued calls; return whether there were any. On the hub's thread, or on any once it stopped."""
         with self._lock:
             calls, self._calls = self._calls, deque()
-        for function, args in calls:
+        ran = bool(calls)
+        while calls:
+            function, args = calls.popleft()
             try:
                 function(*args)
-            except Exception:
+            except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):  # Celery ends its loop with these
+                with self._lock:
+                    self._calls.extendleft(reversed(calls))
+                raise
+            except BaseException:  # SystemExit, too: a receiver of a signal may raise anything
                 logger.exception("A call on the hub failed: %r", function)
-        return bool(calls)
+        return ran
 
     def tick(self) -> None:
         """Run the queued calls, and come back if there were any. Also to be called after the hub was reset."""

@@ -6,72 +6,149 @@ task. Here the outcome exists already, so the tracer gets a task whose body repl
 
 import logging
 import threading
+from collections.abc import Callable
 
+import redis
 from celery import Task
 from celery.app.trace import build_tracer
-from celery.exceptions import WorkerLostError
+from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend
+from celery.exceptions import Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 
 from ....batchers import BatchFailed, Outcome, WorkerDied
 from ....producer import private
+from ... import tuning
 from ..wire.request import FastRequest, full_request
 from . import worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
+from .postpone import PerhapsPostponed, Postponed, SentElsewhere, SteadyClient, answered, passes, steady
 
 logger = logging.getLogger(__name__)
+
+#: What Celery's pools hand to `Request.on_success`: whether the job failed, its result or error, its runtime.
+_Answer = tuple[int, object, float]
+
+#: These end the worker, whoever raises them.
+_SHUTDOWN = (WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
 
 
 class OutcomeReplay:
     """Lets Celery store and announce outcomes, and acknowledge their messages. Settle thread."""
 
-    def __init__(self, context: WorkerContext, bridge: CeleryBridge) -> None:
+    def __init__(self, context: WorkerContext, bridge: CeleryBridge, backend_of: Callable[[Task], Backend]) -> None:
+        """`backend_of` tells where a task's results are stored."""
         self._context = context
         self._bridge = bridge
+        self._backend_of = backend_of
+        #: How often the next outcome is tried: once after one that was postponed for good.
+        self._patience = tuning.REPLAY_TRIES
         self._tasks = {name: _replaying(task) for name, task in context.tasks.items()}
 
     def tell(self, outcome: Outcome) -> None:
-        """Tell Celery one outcome, if its message is still ours."""
-        context, reply = self._context, outcome.job.reply
+        """Tell Celery one outcome, if its message is still ours or nobody has answered it. Raises nothing."""
+        reply, claim = outcome.job.reply, outcome.job.reply.claim
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
         if isinstance(outcome.error, WorkerDied):
             outcome.error = WorkerLostError(f"{outcome.error}")  # what callers know from Celery
-        leases, claim = context.leases, reply.claim
-        if not leases.holds(claim) or not context.retry.until_stopped(lambda: leases.still_held(claim)):
-            context.hub.call(worker_state.forget, [reply])
-            return
         try:
-            request = full_request(reply)
-            answer = self._trace(request, outcome)
-            context.hub.call(self._finish, request, answer, soon=True)
-        except Exception as exc:
+            answer = self._answer(outcome) if self._is_wanted(outcome) else None
+        except Postponed as exc:
+            logger.error(
+                "Celery could not be told the outcome of %s. It runs again after the length of a lease: %s", reply, exc
+            )
+            answer = None
+        except BaseException as exc:  # SystemExit, too: a receiver of a signal may raise anything
             logger.exception("Celery could not take the outcome of %s.", reply)
-            self._bridge.fail(reply.id, claim, exc)
-        if isinstance(reply, FastRequest):
-            context.hub.call(worker_state.forget, [reply])
+            self._bridge.give_up(reply, exc)
+            return
+        if answer is None:
+            self._context.leases.let_go([claim])
+        else:
+            self._context.hub.call(self._finish, full_request(reply), answer, soon=True)
+        if answer is None or isinstance(reply, FastRequest):
+            self._context.hub.call(worker_state.forget, [reply])
 
-    def _finish(self, request: Request, answer: tuple[int, object, float]) -> None:
+    def _is_wanted(self, outcome: Outcome) -> bool:
+        """Whether a job's message is still ours, or else nobody has answered: the server may have lost the message."""
+        leases, retry, reply = self._context.leases, self._context.retry, outcome.job.reply
+        if leases.holds(reply.claim):
+            held = retry.until_stopped(lambda: leases.still_held([reply.claim]))
+            if held != [False]:
+                return held is not None  # else the worker stops, and the job runs again
+        request = full_request(reply)
+        if request.chord:
+            return True  # a chord counts each part once
+        if request.ignore_result:
+            return False
+        backend = self._backend_of(reply.task)
+        return retry.until_stopped(lambda: answered(backend, reply.id)) is False
+
+    def _answer(self, outcome: Outcome) -> _Answer | None:
+        """Let Celery's tracer store and announce an outcome; return its answer, or None if the worker stops first.
+
+        Raises:
+            Postponed: a server is away, and it was tried often enough.
+        """
+        reply = outcome.job.reply
+        backend, leases = self._backend_of(reply.task), self._context.leases
+        is_known = isinstance(backend, RedisBackend) and type(backend.client) is redis.Redis
+        client = SteadyClient(backend.client, self._context.retry) if is_known else None
+        tries = 0
+
+        def attempt() -> _Answer:
+            nonlocal tries
+            if tries:
+                leases.check_server(reply.claim.queue)  # while this fails no try counts
+                if client is not None:
+                    client.begin_again()
+            tries += 1
+            try:
+                answer = self._trace(full_request(reply), outcome, steady(backend, outcome, client))
+            except SentElsewhere:
+                raise
+            except Postponed as exc:
+                if tries < self._patience:
+                    raise redis.ConnectionError(f"the outcome of a job is postponed by {exc}") from exc
+                self._patience = 1
+                if not isinstance(exc, PerhapsPostponed) or outcome.error is not None:
+                    raise
+                outcome.error = BatchFailed(f"The result could not be stored: {exc}")
+                answer = self._trace(full_request(reply), outcome, steady(backend, outcome, client))
+            self._patience = tuning.REPLAY_TRIES
+            return answer
+
+        return self._context.retry.while_transient(attempt)
+
+    def _finish(self, request: Request, answer: _Answer) -> None:
         """Let Celery acknowledge and announce what its tracer has stored. On the hub's thread."""
         try:
             request.on_success(answer)
-        except Exception:  # Celery raises the MemoryError of a task once more
-            logger.exception("Celery could not announce the outcome of %s, which is stored.", request)
+        except _SHUTDOWN:
             self._bridge.acknowledge(request.message.delivery_tag)
+            raise
+        except BaseException as exc:  # Celery raises the MemoryError of a task once more
+            logger.exception("Celery could not announce the outcome of %s.", request)
+            self._bridge.give_up(request, exc)
 
-    def _trace(self, request: Request, outcome: Outcome) -> tuple[int, object, float]:
-        """Call Celery's tracer; return what Celery's pools hand to `Request.on_success`: (failed, result, runtime)."""
+    def _trace(self, request: Request, outcome: Outcome, backend: Backend) -> _Answer:
+        """Call Celery's tracer, which stores in `backend`."""
         task, app = self._tasks[outcome.job.task], self._context.consumer.app
         if task.__trace__ is None:
             task.__trace__ = build_tracer(task.name, task, app.loader, request.hostname, app=app)
         args, kwargs, embed = private.payload_of(request)
         embed = embed if isinstance(embed, dict) else {}
         context = {**request.request_dict, "args": args, "kwargs": kwargs, "is_eager": False, **embed}
-        task.outcomes.current = outcome
+        task.outcomes.current, task.outcomes.backend = outcome, backend
         try:
             result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
-            del task.outcomes.current
+            del task.outcomes.current, task.outcomes.backend
+        rejected = info.retval if info else None
+        if isinstance(rejected, Reject) and passes(reason := rejected.reason):  # a retry that could not be sent
+            raise Reject(reason, requeue=True) if rejected is outcome.error else Postponed(repr(reason))
         if isinstance(outcome.error, WorkerLostError):
             # By its type Celery would store it again, and give the message back if task_reject_on_worker_lost is set.
             result.exception = BatchFailed(f"{outcome.error}")
@@ -98,6 +175,7 @@ def _replaying(task: Task) -> Task:
         lost = isinstance(outcomes.current.error, WorkerLostError)
         return (run if lost else retried)(*args, **kwargs)
 
-    replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call}))
+    backend = property(lambda _self: outcomes.backend)
+    replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call, "backend": backend}))
     vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)
     return replay

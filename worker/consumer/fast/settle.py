@@ -49,7 +49,7 @@ class CelerySink:
         self._events = events
         self._store = store
         self._note = note
-        self._replay = OutcomeReplay(context, bridge)
+        self._replay = OutcomeReplay(context, bridge, store.backend_of)
         self._hooked = {
             name for name, task in self._tasks.items() if any(task_has_custom(task, hook) for hook in _HOOKS)
         }
@@ -120,8 +120,7 @@ class CelerySink:
         """Whether nothing has to be done but to store and announce a success."""
         if outcome.error is not None or outcome.job.task in self._hooked:
             return False
-        reply = outcome.job.reply
-        return type(reply) is FastRequest and (not reply.in_chord or self._store.takes_parts)
+        return type(outcome.job.reply) is FastRequest
 
     def _settle_fast(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """Settle in bulk; return the outcomes that Celery has to store: errors, and what completes a chord.
@@ -134,14 +133,16 @@ class CelerySink:
             self._leases.let_go(outcome.job.reply.claim for outcome in outcomes if outcome.error is None)
             answers = [Settled.LOST if outcome.error is None else Settled.NEEDS_CELERY for outcome in outcomes]
         pairs = list(zip(outcomes, answers, strict=True))
-        settled = [(outcome, answer is Settled.DONE) for outcome, answer in pairs if answer is not Settled.NEEDS_CELERY]
+        settled = [
+            (outcome, answer is not Settled.LOST) for outcome, answer in pairs if answer is not Settled.NEEDS_CELERY
+        ]
         self._hub.call(self._settled, settled)
         return [outcome for outcome, answer in pairs if answer is Settled.NEEDS_CELERY]
 
     def _settled(self, pairs: Sequence[tuple[Outcome, bool]]) -> None:
         """Announce the outcomes whose second is true, and forget the requests of all."""
-        self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
         worker_state.forget([outcome.job.reply for outcome, _ in pairs])
+        self._events.succeeded([outcome for outcome, is_ours in pairs if is_ours])
 
 
 def _revoked_by_stamp(request: FastRequest | Request) -> bool:

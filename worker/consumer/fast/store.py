@@ -1,127 +1,76 @@
-"""Stores the results of fast calls and acknowledges them: in one step if broker and results share a server."""
+"""Stores the results of fast calls and acknowledges them: in one step where that is what Celery would store."""
 
 from collections.abc import Sequence
 
 import redis
-from celery import Celery, states
+from celery import Celery, Task, states
 from celery.app.task import Context
-from celery.backends.base import compress_payload
+from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
-from ....batchers import BatchFailed, Outcome
+from ....batchers import Outcome
 from ....producer import private
 from ....producer.codec.json import encode_json
-from ....producer.codec.serializer import encode_by
-from ... import tuning
-from ...broker import ChordPart, Leases, ResultRetention, Settled, Settlement
+from ...broker import Leases, ResultRetention, Settled, Settlement
 from ...broker.client import same_server
+from ..compat.postpone import answered, may_pass
 from ..wire.request import FastRequest
-from .encode_result import SERIALIZERS, EncodedValue, encode_part, encode_success
+from .encode_result import SERIALIZERS
+from .one_step import OneStep, too_large
 
 
 class ResultStore:
-    """Settles successes of fast calls in bulk."""
+    """Settles successes of fast calls in bulk.
+
+    Where a task's backend is Celery's Redis backend, unchanged and at the broker's server, the settle script stores the
+    results, too. Any other backend is asked to store each result, as Celery would ask it.
+    """
 
     def __init__(self, app: Celery, leases: Leases, broker: "redis.Redis") -> None:
-        """Store results in `app`'s backend; `broker` is the client that the leases use."""
+        """Store results in the backends of `app`'s tasks; `broker` is the client that the leases use."""
         self._app = app
         self._leases = leases
-        backend = self._backend = app.backend
+        self._broker = broker
         self._extended = app.conf.find_value_for_key("extended", "result")
-        #: Whether the settle script stores results, too.
-        self._in_one_step = (
-            isinstance(backend, RedisBackend)
-            and backend.serializer in SERIALIZERS
-            and not self._extended
-            and same_server(broker, backend.client)
-        )
-        #: Whether `settle` takes parts of chords.
-        self.takes_parts = self._in_one_step and private.keeps_chord_parts_as_known(backend)
-        self._retention = ResultRetention()
-        if self._in_one_step:
-            self._key_prefix: str = backend.get_key_for_task("-").decode()[:-1]
-            self._group_prefix: str = backend.get_key_for_group("-").decode()[:-1]
-            in_order, group_expires_s = private.chord_retention(backend)
-            self._retention = ResultRetention(
-                db=int(backend.connparams.get("db") or 0),
-                expires_s=int(backend.expires or 0),
-                chord_in_order=in_order,
-                chord_expires_s=int(backend.chord_expires or 0),
-                group_expires_s=group_expires_s,
-            )
+        #: The backend of the thread that starts the worker, where apps change it, if they do.
+        self._first_backend = app.backend
+        #: By task: its own backend, or None if it has the app's.
+        self._own: dict[str, Backend | None] = {}
+        #: By a backend's id, which nobody else gets while it stands here: the backend, and its way in one step.
+        self._ways: dict[int, tuple[Backend, OneStep | None]] = {}
+        self._way_of(self._first_backend)
 
     def settle(self, successes: Sequence[Outcome]) -> list[Settled]:
         """Store and acknowledge successes, and return what became of each.
 
-        An outcome whose value cannot be stored gets an error and is `NEEDS_CELERY`. Can be repeated after an error of
-        Redis: jobs that are settled already are skipped.
+        An outcome is `NEEDS_CELERY` if its value cannot be stored, which is then its error, if its backend is away, or
+        if it is a part of a chord that only Celery can count. Can be repeated after an error of Redis: jobs that are
+        settled already are skipped.
         """
-        if self._in_one_step:
-            settlements = self.encode(successes)
-        else:
-            settlements = [Settlement(outcome.job.reply.claim) for outcome in successes if self._store(outcome)]
-        answers = iter(self._leases.settle(settlements, self._retention))
-        return [Settled.NEEDS_CELERY if outcome.error is not None else next(answers) for outcome in successes]
+        tasks = {outcome.job.task: outcome.job.reply.task for outcome in successes}
+        ways = {name: self._way(task) for name, task in tasks.items()}
+        if len(set(ways.values())) == 1:
+            return self._settle(successes, next(iter(ways.values())))
+        answers: dict[str, Settled] = {}
+        for way in set(ways.values()):
+            outcomes = [outcome for outcome in successes if ways[outcome.job.task] is way]
+            tags = [outcome.job.reply.claim.tag for outcome in outcomes]
+            answers.update(zip(tags, self._settle(outcomes, way), strict=True))
+        return [answers[outcome.job.reply.claim.tag] for outcome in successes]
 
-    def encode(self, successes: Sequence[Outcome]) -> list[Settlement]:
-        """Return a settlement for each success whose value can be encoded; the others get an error."""
-        done_at, backend = self._app.now().isoformat(), self._backend
-        settlements = []
-        for outcome in successes:
-            if outcome.error is not None:
-                continue
-            try:
-                value = encode_by(backend.serializer, backend.prepare_value(outcome.value))
-                settlements.append(self._settlement(outcome.job.reply, value, done_at))
-            except Exception as exc:
-                outcome.error = exc
-        return settlements
-
-    def _settlement(self, request: FastRequest, value: EncodedValue, done_at: str) -> Settlement:
-        headers = request.headers
-        part = self._part(request, value) if request.in_chord and headers.group else None
-        if request.ignore_result:
-            return Settlement(request.claim, part=part)
-        result = self._payload(encode_success(request.id, value, done_at, headers.group, headers.parent_id))
-        return Settlement(request.claim, self._key_prefix + request.id, result, part)
-
-    def _part(self, request: FastRequest, value: EncodedValue) -> ChordPart:
-        chord = f"{self._group_prefix}{request.headers.group}"
-        keys = [chord + ".j", chord + ".t", chord + ".s", chord + ".d", chord, chord + ".c"]
-        index = request.headers.group_index
-        place = "+inf" if index is None else str(index)
-        return ChordPart(keys, request.id, place, self._payload(encode_part(request.id, value)))
-
-    def _payload(self, encoded: bytes) -> bytes:
-        compression = self._backend.compression
-        payload: bytes = compress_payload(encoded, compression) if compression else encoded
-        if error := _too_large(len(payload)):
-            raise error
-        return payload
-
-    def _store(self, outcome: Outcome) -> bool:
-        """Store a result through Celery's backend, unless its lease is lost; return whether the job may be settled."""
-        request: FastRequest = outcome.job.reply
-        if outcome.error is not None:
-            return False
-        if request.ignore_result or not self._leases.still_held(request.claim):
-            return True
-        context = Context(request.full.request_dict)
-        if self._extended and outcome.batch is not None:
-            # Celery adds a request's stamps to an extended result, so this is added as one more stamp.
-            context.stamps = {**(context.stamps or {}), "batch": outcome.batch.provenance(outcome.job)}
-            context.stamped_headers = [*(context.stamped_headers or ()), "batch"]
-        try:
-            self._app.backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
-        except redis.RedisError:
-            raise
-        except Exception as exc:
-            outcome.error = exc
-        return outcome.error is None
+    def _settle(self, outcomes: Sequence[Outcome], way: OneStep | None) -> list[Settled]:
+        """Settle outcomes that are stored in the same way."""
+        settlements = self._store(outcomes) if way is None else way.encode(outcomes)
+        settled = self._leases.settle(settlements, ResultRetention() if way is None else way.retention)
+        if len(settled) == len(outcomes):
+            return settled
+        answers = dict(zip([settlement.claim.tag for settlement in settlements], settled, strict=True))
+        return [answers.get(outcome.job.reply.claim.tag, Settled.NEEDS_CELERY) for outcome in outcomes]
 
     def refuse_too_large(self, outcome: Outcome) -> None:
         """Fail an outcome that Celery is to store if Redis does not take it, because Celery would try for 20 s."""
-        backend, request = self._app.backend, outcome.job.reply
+        request = outcome.job.reply
+        backend = self.backend_of(request.task)
         ignored = request.ignore_result and not getattr(request, "in_chord", False)
         if outcome.error is not None or ignored or not isinstance(backend, RedisBackend):
             return
@@ -129,14 +78,68 @@ class ResultStore:
             encoded = encode_json(outcome.value) if backend.serializer == "json" else backend.encode(outcome.value)
         except Exception:  # the code that stores it meets the same error, and handles it
             return
-        outcome.error = _too_large(len(encoded))
+        outcome.error = too_large(len(encoded))
 
+    def backend_of(self, task: Task) -> Backend:
+        """Return the backend that stores a task's results: its own, or its app's of this thread.
 
-def _too_large(size: int) -> BatchFailed | None:
-    """Return the error of a result of `size` bytes; None if Redis takes that many."""
-    if size <= tuning.MAX_RESULT_BYTES:
-        return None
-    return BatchFailed(
-        f"The result is {size} bytes, but Redis takes {tuning.MAX_RESULT_BYTES} at most. Return less, or store the "
-        "result elsewhere and return its address."
-    )
+        An app that changes a method of its backend changes that of one thread, so all threads use the changed one.
+        """
+        own = self._own_backend(task)
+        if own is not None:
+            return own
+        return self._first_backend if private.is_changed(self._first_backend) else self._app.backend
+
+    def _own_backend(self, task: Task) -> Backend | None:
+        try:
+            return self._own[task.name]
+        except KeyError:
+            own = self._own[task.name] = task.backend if private.has_own_backend(task) else None
+            return own
+
+    def _way(self, task: Task) -> OneStep | None:
+        """Return how a task's results are stored in one step; None if its backend has to be asked."""
+        backend = self._own_backend(task)
+        return self._way_of(self._first_backend if backend is None else backend)
+
+    def _way_of(self, backend: Backend) -> OneStep | None:
+        if self._extended or not private.stores_as_known(backend):  # asked each time: apps are changed at run time, too
+            return None
+        if id(backend) not in self._ways:
+            known = backend.serializer in SERIALIZERS and same_server(self._broker, backend.client)
+            self._ways[id(backend)] = (backend, OneStep(self._app, backend) if known else None)
+        return self._ways[id(backend)][1]
+
+    def _store(self, outcomes: Sequence[Outcome]) -> list[Settlement]:
+        """Store results through Celery's backends; return settlements of those that are stored or need not be.
+
+        The leases are asked for just before. A result whose lease is lost is stored where there is none.
+        """
+        takes = [each for each in outcomes if each.error is None and not each.job.reply.in_chord]
+        wanted = [each for each in takes if not each.job.reply.ignore_result]
+        held = self._leases.still_held([each.job.reply.claim for each in wanted])
+        stored = {each.job.reply.claim.tag for each in takes if each.job.reply.ignore_result}
+        for outcome, is_ours in zip(wanted, held, strict=True):
+            if self._put(outcome, is_ours):
+                stored.add(outcome.job.reply.claim.tag)
+            elif outcome.error is None:  # the backend is away
+                break
+        return [Settlement(each.job.reply.claim) for each in takes if each.job.reply.claim.tag in stored]
+
+    def _put(self, outcome: Outcome, is_ours: bool) -> bool:
+        """Let Celery's backend store a result; return whether it has. If it never can, that is the outcome's error."""
+        request: FastRequest = outcome.job.reply
+        backend = self.backend_of(request.task)
+        context = Context(request.full.request_dict)
+        if self._extended and outcome.batch is not None:
+            # Celery adds a request's stamps to an extended result, so this is added as one more stamp.
+            context.stamps = {**(context.stamps or {}), "batch": outcome.batch.provenance(outcome.job)}
+            context.stamped_headers = [*(context.stamped_headers or ()), "batch"]
+        try:
+            if is_ours or not answered(backend, request.id):
+                backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
+        except Exception as exc:
+            if not may_pass(exc, backend):
+                outcome.error = exc
+            return False
+        return True
