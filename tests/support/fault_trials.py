@@ -40,7 +40,7 @@ LIFE = "life"
 
 ENV = {
     "OPTIONS": json.dumps({"lease_s": LEASE_S, "warm_up_s": 0, "device": "cpu", "drain_timeout_s": 3}),
-    "TUNING": json.dumps({"ARRIVAL_WAIT_S": 0.2, "LEASE_TURN_S": 0.3, "EXIT_GRACE_S": 1.0}),
+    "TUNING": json.dumps({"ARRIVAL_WAIT_S": 0.2, "LEASE_TURN_S": 0.3, "EXIT_GRACE_S": 1.0, "MEND_LEASES": 2}),
     "CONF": json.dumps({"task_annotations": {"*": {"batch_time_limit_s": 1.5}}}),
 }
 
@@ -268,7 +268,7 @@ class Trial(NamedTuple):
         wrong, failed = lane.judge([call for call in sent if call not in lane.missing(sent)])
         if wrong:
             problem += f"Wrong answers: {wrong}. "
-        if not problem and not lane.wait(lambda: lane.orders.memory.threads >= lane.threads, 2.0, restart=False):
+        if not problem and not lane.wait(lambda: lane.orders.memory.threads >= lane.threads, PATIENCE_S):
             problem = f"Only {lane.orders.memory.threads} of {lane.threads} threads are left. "
         if problem:
             lane.kill()
