@@ -1,9 +1,9 @@
 """An exception or a hang at any call of the worker's code leaves no caller without an answer, and no message behind.
 
 The places are found from the code itself: every call of the rooms `broker` and `consumer` that is made while a worker
-serves calls of many kinds, starts, or stops. One after the other then fails, once. `make faults` lets all places fail in all
-ways. An ordinary run lets each place fail in one way that calls others' code (Celery, Redis, users' hooks), and one in
-three of those that call ours.
+serves calls of many kinds, starts, or stops. One after the other then fails, once. `make faults` lets all places fail
+in all ways. An ordinary run lets each place fail in one way that calls others' code (Celery, Redis, users' hooks), and
+one in three of those that call ours.
 """
 
 from __future__ import annotations
