@@ -101,6 +101,23 @@ def cut_connections(lane: Lane) -> Iterator[Sent]:
         lane.cut()
 
 
+def killed(lane: Lane) -> Iterator[Sent]:
+    """The worker is killed while it runs a batch; the next one finds what it held."""
+    with lane.gate() as gate:
+        yield from [Sent(lane.app.tasks["gated"].delay(gate.path, number).id, number) for number in range(6)]
+        yield Sent(lane.app.tasks["plain"].apply_async(("late",), countdown=0.5).id, "late")
+        lane.wait_at(gate)
+        lane.kill()
+
+
+def hung(lane: Lane) -> Iterator[Sent]:
+    """User code hangs until the worker ends."""
+    with lane.gate() as gate:
+        yield Sent(lane.app.send_task("gated_preprocess", [gate.path, "held"]).id, "held")
+        lane.wait_at(gate)
+        lane.wait(lambda: not lane.alive(), 8, restart=False)
+
+
 def nothing(lane: Lane) -> Iterator[Sent]:
     """An idle worker."""
     yield from ()
@@ -122,4 +139,6 @@ SCENES: Mapping[str, Scene] = {
     "odd": odd_messages,
     "control": remote_control,
     "cut": cut_connections,
+    "killed": killed,
+    "hung": hung,
 }

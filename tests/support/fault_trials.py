@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +36,22 @@ LEASE_S = 1.0
 HANG_S = 3.0
 #: Seconds for everything to be answered. The longest way is that of a worker that ends and whose lease has to run out.
 PATIENCE_S = 10.0
-#: The name of the scene in which a worker starts, serves, and stops.
+#: The name of the scene in which a worker starts, serves, and stops; and all scenes that take more than one worker.
 LIFE = "life"
+SLOW = (LIFE, "killed", "hung")
+QUICK = [name for name in SCENES if name not in SLOW]
 
 ENV = {
     "OPTIONS": json.dumps({"lease_s": LEASE_S, "warm_up_s": 0, "device": "cpu", "drain_timeout_s": 3}),
     "TUNING": json.dumps({"ARRIVAL_WAIT_S": 0.2, "LEASE_TURN_S": 0.3, "EXIT_GRACE_S": 1.0, "MEND_LEASES": 2}),
     "CONF": json.dumps({"task_annotations": {"*": {"batch_time_limit_s": 1.5}}}),
+}
+
+
+#: Settings with which a worker takes other ways: Celery stores all results, and a receiver looks at each task.
+EXTENDED = {
+    "CONF": json.dumps({**json.loads(ENV["CONF"]), "result_extended": True}),
+    "SIGNALS": json.dumps(["task_received"]),
 }
 
 
@@ -92,11 +102,13 @@ class Nursery:
 class Lane:
     """A server, its caller, and one worker at a time. One thread."""
 
-    def __init__(self, nursery: Nursery, app: Celery, client: redis.Redis, url: str, directory: Path) -> None:
+    def __init__(
+        self, nursery: Nursery, app: Celery, client: redis.Redis, directory: Path, env: Mapping[str, str]
+    ) -> None:
         self.app, self.client, self._directory, self._nursery = app, client, directory, nursery
         self.orders = Orders(directory / "orders")
         self.orders.clear()
-        self._env = {**ENV, "REDIS_URL": url}
+        self._env = {**ENV, **env}
         self.pid = 0
         #: Threads of ours in a sound worker.
         self.threads = 0
@@ -209,6 +221,10 @@ class Lane:
         """The calls that have no answer yet."""
         return [call for call, stored in zip(sent, self._stored(sent), strict=True) if not call.answered(stored)]
 
+    def is_done(self, sent: Sequence[Sent]) -> bool:
+        """Whether all have an answer, and no message is left."""
+        return not (self.missing(sent) or self.unsettled())
+
     def judge(self, sent: Sequence[Sent]) -> tuple[list[str], int]:
         """The calls that got a wrong answer, and how many failed."""
         stored = self._stored(sent)
@@ -231,15 +247,15 @@ class Lane:
 
 
 @contextmanager
-def lane(nursery: Nursery, directory: Path) -> Iterator[Lane]:
-    """A lane whose server and worker are gone afterwards."""
+def lane(nursery: Nursery, directory: Path, env: Mapping[str, str]) -> Iterator[Lane]:
+    """A lane whose server and worker are gone afterwards; `env` is the worker's, beside `ENV`."""
     with ExitStack() as stack:
         server = Valkey()
         stack.callback(server.close)
         server.start()
         app = stack.enter_context(calling(server.url, result_backend_thread_safe=True))
         client = stack.enter_context(redis.Redis.from_url(server.url))
-        made = Lane(nursery, app, client, server.url, directory)
+        made = Lane(nursery, app, client, directory, {**env, "REDIS_URL": server.url})
         stack.callback(made.kill)
         yield made
 
@@ -259,7 +275,7 @@ class Trial(NamedTuple):
             sent, problem = self._serve(lane)
         fired = lane.orders.fired
         lane.orders.clear()
-        done = lane.wait(lambda: not (lane.missing(sent) or lane.unsettled()), PATIENCE_S)
+        done = lane.wait(partial(lane.is_done, sent), PATIENCE_S)
         if not done:
             missing = lane.missing(sent)
             problem += f"{len(missing)} calls have no answer, {lane.unsettled()} messages are left: {missing[:3]}. "
@@ -284,7 +300,7 @@ class Trial(NamedTuple):
         if not lane.wait(lambda: lane.orders.fired, 2.0):
             lane.orders.memory.place = -1
         sent += probe(lane)
-        lane.wait(lambda: not (lane.missing(sent) or lane.unsettled()), HANG_S + 1 if self.kind == "hang" else 0)
+        lane.wait(partial(lane.is_done, sent), HANG_S + 1 if self.kind == "hang" else 0)
         return sent, ""
 
     def _live(self, lane: Lane) -> tuple[list[Sent], str]:
@@ -295,9 +311,7 @@ class Trial(NamedTuple):
         lane.begin(self.place, self.kind)
         lane.start()
         problem = ""
-        if not lane.wait(
-            lambda: not lane.alive() or not (lane.missing(sent) or lane.unsettled()), PATIENCE_S, restart=False
-        ):
+        if not lane.wait(lambda: not lane.alive() or lane.is_done(sent), PATIENCE_S, restart=False):
             problem = f"The worker neither serves nor ends: {lane.missing(sent)[:3]}. "
         if lane.alive():
             with lane.gate() as gate:
@@ -313,22 +327,23 @@ class Trial(NamedTuple):
         return sent, problem
 
 
-def survey(lane: Lane) -> dict[int, tuple[str, int]]:
-    """Return the places that run, each with the scene in which it runs and its mark (see `Orders.seen`)."""
+def survey(lane: Lane, scenes: Collection[str]) -> dict[int, tuple[str, int]]:
+    """Return the places that run in these scenes, each with the first of them and its mark (see `Orders.seen`)."""
     found: dict[int, tuple[str, int]] = {}
     lane.become_sound()
-    life = lane.orders.seen()
-    for name, scene in SCENES.items():
-        for _ in range(3):
-            sent = [*scene(lane)]
-            done = lane.wait(lambda sent=sent: not (lane.missing(sent) or lane.unsettled()), 10, restart=False)  # type: ignore[misc]
+    started = lane.orders.seen()
+    for name in scenes:
+        for _ in range(1 if name in SLOW else 3):
+            if name == LIFE:
+                sent, problem = Trial(-1, "value", LIFE)._live(lane)
+                assert not problem, problem
+                found = {place: (LIFE, mark) for place, mark in started.items()} | found
+            else:
+                sent = [*SCENES[name](lane)]
+            done = lane.wait(partial(lane.is_done, sent), 10)
             assert done, f"{name}: {lane.missing(sent)} have no answer:\n{lane.log[-3000:]}"
             time.sleep(0.3)  # for what a worker does when it has nothing to do
             for place, mark in lane.orders.seen().items():
                 found.setdefault(place, (name, mark))
-    lane.orders.clear()
-    sent, problem = Trial(-1, "value", LIFE)._live(lane)
-    assert not problem, problem
-    life |= lane.orders.seen()
     lane.become_sound()
-    return {place: (LIFE, mark) for place, mark in life.items()} | found
+    return found
