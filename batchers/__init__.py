@@ -3,7 +3,7 @@
 from .batcher import Batcher
 from .bucket import BucketBatcher
 from .concat import ConcatBatcher
-from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch, WorkerDied
+from .errors import BatcheryError, BatchFailed, JobRejected, OutputMismatch, RetryRequested, WorkerDied, without_text
 from .job import Batch, Job, JobState, Outcome
 from .list import ListBatcher
 from .pad import PadBatcher

@@ -66,6 +66,9 @@ class TaskOptions(Options, frozen=True, kw_only=True):
     #: Seconds that user code may work on one batch, in each step (preparing, collating, running, postprocessing). After
     #: that it counts as hung, and one lease later other workers get the batch.
     batch_time_limit_s: _TimeLimit = 300.0
+    #: Threads of this task alone that run its `preprocess` and `length`. With more than one these hooks, and every
+    #: object that they use, must be thread-safe.
+    preprocess_threads: Annotated[int, Meta(ge=1, le=1_000, description="a whole number from 1 to 1,000")] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,8 +95,6 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
     device: Annotated[_Text, Meta(description='"auto" or a torch device')] = "auto"
     #: Seconds that measuring a task's examples may take at start, for each task; 0: not at all.
     warm_up_s: _Seconds = 10.0
-    #: Threads that run the tasks' `preprocess`.
-    preprocess_threads: Annotated[int, Meta(ge=1, le=1_000, description="a whole number from 1 to 1,000")] = 2
     #: Seconds that a claimed message is ours without a refresh; a dead worker's jobs run again after this.
     lease_s: Annotated[float, Meta(ge=1, le=1e6, description="a number of seconds from 1 to 1,000,000")] = 30.0
     #: Bytes of messages that one claim takes, at most (one larger message is taken alone).

@@ -3,11 +3,10 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from celery import Celery, Task, signals, states
@@ -16,6 +15,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 from kombu import Producer
 from kombu.exceptions import EncodeError
+from kombu.serialization import dumps
 
 from . import private
 from .codec import serializer
@@ -26,6 +26,11 @@ from .publisher import Publisher, kombu_message
 ENQUEUED_AT = "batchery_enqueued_at"
 #: How many messages one command to the broker carries, and how many results one command to the backend asks for.
 _CHUNK = 500
+#: Bytes of messages that one command or pipeline carries, except that one message may be larger: the server and this
+#: process hold all of them at once.
+_CHUNK_BYTES = 8 * 2**20
+
+_Item = TypeVar("_Item")
 
 
 @contextmanager
@@ -75,12 +80,37 @@ def delay_many(task: Task, calls: Sequence[tuple[Any, ...]], *, alike: bool, **o
                 ids = [str(uuid.uuid4()) for _ in calls]
                 messages = _messages(app, body, given, ids, calls)
                 with private.kombu_errors(publisher.connection):
-                    while chunk := [*islice(messages, _CHUNK)]:
+                    for chunk in _chunks(messages, len):
                         publisher.send(chunk, given)
                 return BulkResult(task, ids, ignored=given["headers"]["ignore_result"])
-        with producer.batch():
-            results = [task.apply_async(args, producer=producer, **options) for args in calls]
-            return BulkResult(task, [result.id for result in results], ignored=all(each.ignored for each in results))
+        results = []
+        for some in _chunks(calls, lambda args: _size(args, options.get("serializer") or task.serializer)):
+            with producer.batch():
+                results += [task.apply_async(args, producer=producer, **options) for args in some]
+        return BulkResult(task, [result.id for result in results], ignored=all(each.ignored for each in results))
+
+
+def _chunks(items: Iterable[_Item], size_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """Cut items into what may be sent at once: not too many of them, and not too many bytes, but one at least."""
+    chunk: list[_Item] = []
+    chunk_bytes = 0
+    for item in items:
+        size = size_of(item)
+        if chunk and (len(chunk) == _CHUNK or chunk_bytes + size > _CHUNK_BYTES):
+            yield chunk
+            chunk, chunk_bytes = [], 0
+        chunk.append(item)
+        chunk_bytes += size
+    if chunk:
+        yield chunk
+
+
+def _size(args: Any, by: str) -> int:
+    """Return about how many bytes a call's arguments take in a message."""
+    try:
+        return len(dumps(args, serializer=by)[-1])
+    except Exception:  # Celery raises it again when it makes the message
+        return 0
 
 
 def _may_differ(app: Celery) -> bool:

@@ -32,7 +32,7 @@ rest is imported from `celery.worker` or overridden in a class.
 |---|---|---|
 | `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
 | `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message` | overridden | consumer |
-| `Consumer.on_close`, `.stop`, `.shutdown` | overridden | consumer |
+| `Consumer.on_close`, `.stop`, `.shutdown`, `.cancel_active_requests` | overridden | consumer |
 | `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
 | `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
 | `Consumer.disable_rate_limits`, `.task_buckets` | which tasks have a rate limit | fetch |
@@ -41,11 +41,13 @@ rest is imported from `celery.worker` or overridden in a class.
 | `kombu.Consumer._basic_consume`, `._active_tags` | fetches nothing from a queue | consumer |
 | `Channel.priority_steps`, `.sep`, `.global_keyprefix` | the keys of a queue | consumer |
 | `virtual.Channel.codecs`, `.decode_body` | decodes a message's body | kombu_message |
+| `Channel.conn_or_acquire`, `virtual.Message.serializable` | queues a broadcast message once more | broadcast |
 | `state.requests`, `.reserved_requests`, `.active_requests` | what `inspect` shows | worker_state, bridge |
 | `WeakSet.data` | many requests at once | worker_state |
 | `state.scheduled_requests`, `.total_count`, `.all_total_count` | what `inspect` shows | worker_state, bridge |
 | `state.revoked`, `.revoked_stamps` | what was revoked | fetch, settle |
 | `state.should_stop` | ends the worker with an exit code | settle |
+| `state.should_terminate` | whether a cold shutdown has begun | worker_state |
 | `Request.__init__`, `.on_success`, `.on_accepted`, `.revoked` | Celery's request for a job | kombu_message, settle |
 | `Request._payload` | arguments and embedded signatures | request, replay |
 | `trace.build_tracer`, `.task_has_custom` | stores and announces outcomes; which hooks a task has | replay, settle |
@@ -206,7 +208,13 @@ _BYPASSED = frozenset(
     "_set_with_state set _set ensure get_key_for_task get_key_for_group _get_key_for current_task_children "
     "_get_task_meta_for get on_chord_part_return".split()
 )
-_BACKEND_MODULES = (vars(base_backend), vars(redis_backend))
+_functions = attrgetter(*sorted(_BYPASSED))
+#: Celery's own, unless one was replaced before this is imported: a function tells by its globals where it was written.
+_OWN_FUNCTIONS = tuple(
+    function
+    for function in _functions(RedisBackend)
+    if getattr(function, "__globals__", None) in (vars(base_backend), vars(redis_backend))
+)
 
 
 def is_changed(backend: Any) -> bool:
@@ -220,8 +228,7 @@ def stores_as_known(backend: Any) -> bool:
     return (
         type(backend) is RedisBackend
         and not is_changed(backend)
-        # A function tells by its globals in which file it was written, whoever has wrapped or replaced it.
-        and all(getattr(getattr(RedisBackend, name), "__globals__", None) in _BACKEND_MODULES for name in _BYPASSED)
+        and _functions(RedisBackend) == _OWN_FUNCTIONS
         and (backend.serializer != "json" or encoder is kombu_json.dumps)
     )
 

@@ -49,7 +49,7 @@ def check(broker: str, node: str, timeout: float, transport_options: Mapping[str
                 raise BrokerAway(f"{exc}") from exc
     if answer is None:
         return f"{node} did not answer in {timeout:g} s: it does not run, is loading its models, or stands still."
-    return _problem(node, answer.get("batchery"), 0 if not alive else _ALIVE_WITHOUT_REDIS_S)
+    return problem_of(node, answer.get("batchery"), alive=alive)
 
 
 def _check_takes_writes(channel: Any, node: str) -> None:
@@ -62,14 +62,15 @@ def _check_takes_writes(channel: Any, node: str) -> None:
         # Another kind of refusal, such as missing rights, says nothing about the worker.
 
 
-def _problem(node: str, figures: object, without_redis_s: float) -> str | None:
+def problem_of(node: str, figures: object, *, alive: bool) -> str | None:
+    """Return what a worker's own figures say against it, in one line; None if nothing."""
     if figures == "starting":
         return f"{node} is loading its models."
     if not isinstance(figures, dict):
         return None
     if figures.get("hung"):
         return f"{node} hangs: its model or a hook has worked on a batch for longer than batch_time_limit_s."
-    if (seconds := figures.get("redis_away_s", 0)) > without_redis_s:
+    if (seconds := figures.get("redis_away_s", 0)) > (_ALIVE_WITHOUT_REDIS_S if alive else 0):
         return f"{node} cannot use Redis, for {seconds:g} s now: {figures.get('redis_error')}"
     return None
 

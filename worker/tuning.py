@@ -72,6 +72,8 @@ RETRY_FIRST_PAUSE_S = 0.1
 RETRY_LONGEST_PAUSE_S = 2.0
 #: Doublings after which the pause is the longest for sure: more of them are no number that a float can hold.
 RETRY_MOST_DOUBLINGS = 16
+#: Seconds for which something has to fail for Redis to count as away: longer than a new connection takes.
+OUTAGE_S = 1.0
 #: Seconds after which the log says again that Redis cannot be used.
 OUTAGE_LOG_S = 60.0
 
@@ -113,7 +115,11 @@ GIVE_BACK_TOGETHER_S = 1.0
 REPLAY_TRIES = 8
 
 #: What Celery's own backends do in a worker while their server is away, unless the app says otherwise: about 20 s.
-RESULT_MAX_RETRIES, RESULT_LONGEST_PAUSE_MS = 40, 1_000
+RESULT_RETRIES = {
+    "result_backend_always_retry": True,
+    "result_backend_max_retries": 40,
+    "result_backend_max_sleep_between_retries_ms": 1_000,
+}
 
 #: Messages that one claim takes at most, unless a batch may be larger: about 5 ms of the server's time, for which
 #: results have to wait.
@@ -139,6 +145,10 @@ MAX_BODY_BYTES = 64 * 2**20
 #: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
+
+#: Seconds for which the broadcast calls are kept that a worker has received and not claimed, until a worker with the
+#: same node name starts: as long as Celery keeps results.
+BROADCAST_EXPIRES_S = 86_400
 
 #: Seconds beyond `drain_timeout_s` after which a hung worker that shuts down ends at once, whatever it waits for.
 EXIT_GRACE_S = 30.0

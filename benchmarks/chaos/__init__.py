@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settle-s", type=float, default=120.0, help="seconds to wait for the last answers")
     parser.add_argument("--faults", default="", help="only these faults, with commas between (chaos/faults.py)")
     parser.add_argument("--gap-s", type=float, default=3.5, help="seconds between two faults on average (default 3.5)")
+    parser.add_argument("--sentinel", action="store_true", help="workers and producers ask Sentinel for the server")
     parser.add_argument("--no-poisons", action="store_true", help="no inputs that kill or hang a worker")
 
 

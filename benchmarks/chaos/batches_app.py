@@ -21,7 +21,9 @@ def run(requests: Sequence[SimpleRequest]) -> None:
     outputs = work.run([request.args[0] for request in requests])
     for request, output in zip(requests, outputs, strict=True):
         if isinstance(output, Exception):
-            app.backend.mark_as_failure(request.id, output, request=request)
+            app.backend.mark_as_failure(
+                request.id, output
+            )  # a SimpleRequest has no errbacks, which Celery would look for
         else:
             app.backend.mark_as_done(request.id, output, request=request)
 

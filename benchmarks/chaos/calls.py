@@ -138,6 +138,7 @@ _POSTPROCESSED: Any = {"stage": "postprocess"}
 #: The kinds of what is sent: how often, and by what it is made.
 KINDS: dict[str, tuple[int, Callable[[Maker], Made]]] = {
     "single": (26, _single()),
+    "waited for": (5, _single()),
     "many": (6, _many),
     "group": (4, _group),
     "chord": (6, _chord),

@@ -16,12 +16,14 @@ from .answers import Answer
 from .calls import Call
 from .faults import SERVER, Fault
 from .fleet import Exit
-from .history import Run, Sent
+from .history import Run, Sent, Wait
 
 #: Deaths of workers after which a job does not run again, as in the worker's tuning.
 MAX_DEATHS = 3
 #: Seconds by which clocks and log lines may differ.
 SLACK_S = 0.1
+#: Seconds after which an answer that is stored has to be at its caller.
+CALLER_SLACK_S = 15.0
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Record:
     #: The text of every message that is in a queue or under a lease.
     messages: str
     leases: int
+    waits: list[Wait] = field(default_factory=list)
 
 
 @dataclass
@@ -143,6 +146,9 @@ def figures(record: Record, verdict: Verdict) -> dict[str, float | int | str]:
         "stuck_poisons": len(poison & verdict.stuck.keys()),
         "leases_left": record.leases,
         "coincidences": len(verdict.coincidences),
+        "callers": len(record.waits),
+        "callers_stuck": len(_stuck_callers(record)),
+        "callers_failed": sum(bool(wait.error) and not wait.timeout for wait in record.waits),
         "callbacks_twice": len(verdict.callbacks_twice),
         "executed_twice": sum(ends > 1 for _, ends in executed.values()),
         "innocents_rerun": sum(starts > 1 for starts, _ in executed.values()),
@@ -157,6 +163,16 @@ def figures(record: Record, verdict: Verdict) -> dict[str, float | int | str]:
         "poisons": len(poison),
         "poison_runs_max": max((_executions(record.runs.get(key, []))[0] for key in poison), default=0),
     }
+
+
+def _stuck_callers(record: Record) -> list[Wait]:
+    """Return the callers that gave up although their answer had been there for a while."""
+    answers = record.answers
+    return [
+        wait
+        for wait in record.waits
+        if wait.timeout and wait.id in answers and answers[wait.id].t < wait.done - CALLER_SLACK_S
+    ]
 
 
 def _executions(runs: list[Run]) -> tuple[int, int]:

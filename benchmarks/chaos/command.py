@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.report import Figure, Report
 
 from .calls import NOT_FOR
-from .faults import KINDS
+from .faults import KINDS, OF_THE_ADDRESS
 from .producer import APPS
 from .settings import BATCH_TIME_LIMIT_S, LEASE_S, VISIBILITY
 from .trial import Trial, run_trial
@@ -44,7 +44,8 @@ def _measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
         rate=args.rate,
         workers=args.workers,
         poisons=not args.no_poisons,
-        faults=tuple(kind.strip() for kind in args.faults.split(",")) if args.faults else (*KINDS,),
+        sentinel=args.sentinel,
+        faults=_faults(args),
         gap_s=args.gap_s,
         settle_s=args.settle_s,
     )
@@ -54,6 +55,13 @@ def _measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
     if shown:
         print(f"{system}: {len(shown)} calls in all; {trial.place / 'history.txt'} tells the history of each.")
     return {"system": system, "seed": args.seed, "minutes": args.minutes, **found}
+
+
+def _faults(args: argparse.Namespace) -> tuple[str, ...]:
+    wanted = [kind.strip() for kind in args.faults.split(",")] if args.faults else [*KINDS]
+    if args.sentinel:
+        wanted = [kind for kind in wanted if kind not in OF_THE_ADDRESS]
+    return tuple(wanted)
 
 
 def _notes(systems: list[str], args: argparse.Namespace) -> list[str]:

@@ -110,6 +110,13 @@ def _full(target: Target, fault: Fault) -> None:
         client.config_set("maxmemory", 0)
 
 
+def _too_few_replicas(target: Target, fault: Fault) -> None:
+    with target.servers.client() as client:
+        client.config_set("min-replicas-to-write", 2)
+        time.sleep(fault.seconds)
+        client.config_set("min-replicas-to-write", 0)
+
+
 def _restart(target: Target, fault: Fault) -> None:
     target.servers.restart(fault.seconds / 2 if fault.hard else 0, kill=False)
 
@@ -160,11 +167,14 @@ SERVER: dict[str, tuple[int, Callable[[Target, Fault], None]]] = {
     "CLIENT PAUSE": (2, _pause),
     "busy": (2, _busy),
     "full": (3, _full),
+    "too few replicas": (2, _too_few_replicas),
     "restart": (3, _restart),
     "crash": (3, _crash),
     "failover": (3, _fail_over),
 }
 KINDS = {**WORKERS, **SERVER}
+#: Faults of the address that Sentinel replaces.
+OF_THE_ADDRESS = {"cut", "stall", "refuse", "swallow", "slow"}
 
 
 def schedule(seed: int, seconds: float, kinds: tuple[str, ...] = (*KINDS,), gap_s: float = MEAN_GAP_S) -> list[Fault]:

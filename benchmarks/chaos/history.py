@@ -47,12 +47,12 @@ class Tail:
     """Reads what is new in a file of lines."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._read = 0
 
     def __call__(self) -> Iterator[dict[str, Any]]:
-        if self._path.exists():
-            with self._path.open() as file:
+        if self.path.exists():
+            with self.path.open() as file:
                 file.seek(self._read)
                 while (line := file.readline()).endswith("\n"):
                     yield json.loads(line)
@@ -89,11 +89,30 @@ def by_key(all_runs: list[Run]) -> dict[str, list[Run]]:
     return found
 
 
+@dataclass(frozen=True)
+class Wait:
+    """A caller that waited for the answer of a call, and the error that it got."""
+
+    id: str
+    done: float
+    error: str
+    #: Whether it gave up, because no answer came.
+    timeout: bool
+
+
+def waits(path: Path) -> list[Wait]:
+    return [
+        Wait(line["waits"], line["done"], line.get("error", ""), line.get("timeout", False))
+        for line in lines(path)
+        if "waits" in line
+    ]
+
+
 def sent(lines_of_producer: Iterable[dict[str, Any]], sends: list[Send]) -> list[Sent]:
     """Return the calls that a producer has sent, by its lines."""
     found = []
     for line in lines_of_producer:
-        if "done" not in line:
+        if "done" not in line or "n" not in line:
             continue
         send = sends[line["n"]]
         ids = line.get("ids") or [call.id for call in send.calls]

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 from celery import Celery, chain, chord, group
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult
 
 from .calls import Call, Send, plan
 
+#: Seconds that a caller waits for its answer at most.
+CALLER_WAITS_S = 60.0
 APPS = {"batchery": "batchery_app", "stock": "stock_app", "celery-batches": "batches_app"}
 
 
@@ -22,7 +27,29 @@ def signature(app: Celery, call: Call) -> Any:
     return app.tasks[call.task].s(call.spec).set(task_id=call.id)
 
 
-def publish(app: Celery, send: Send) -> list[str]:
+class Callers:
+    """Threads that wait for their answers, as those of a service do, and write down how that ended."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._pool = ThreadPoolExecutor(max_workers=8)
+
+    def wait(self, result: AsyncResult) -> None:
+        self._pool.submit(self._wait, result)
+
+    def _wait(self, result: AsyncResult) -> None:
+        line: dict[str, Any] = {"waits": result.id, "t": time.time()}
+        try:
+            result.get(timeout=CALLER_WAITS_S)
+        except Exception as error:  # whatever a caller may get to see
+            line |= {"error": repr(error), "timeout": isinstance(error, CeleryTimeoutError)}
+        print(json.dumps({**line, "done": time.time()}), file=self._file)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def publish(app: Celery, send: Send, callers: Callers) -> list[str]:
     """Send it, and return the ids of its calls."""
     signatures = [signature(app, call) for call in send.calls]
     ids = [call.id for call in send.calls]
@@ -38,7 +65,9 @@ def publish(app: Celery, send: Send) -> list[str]:
     elif send.kind == "link":
         signatures[0].apply_async(link=signatures[1])
     else:
-        signatures[0].apply_async(**send.options)
+        result = signatures[0].apply_async(**send.options)
+        if send.kind == "waited for":
+            callers.wait(result)
         if send.kind == "revoke":
             app.control.revoke(ids)
     return ids
@@ -51,15 +80,17 @@ def main(system: str, seed: int, producer: int, seconds: float, rate: float, poi
     print("ready", flush=True)
     started = float(sys.stdin.readline())
     with open(log, "a", buffering=1) as file:
+        callers = Callers(file)
         for number, send in enumerate(sends):
             time.sleep(max(0.0, started + send.at - time.time()))
             before = time.time()
             print(json.dumps({"n": number, "t": before}), file=file)
             try:
-                line: dict[str, Any] = {"ids": publish(app, send)}
+                line: dict[str, Any] = {"ids": publish(app, send, callers)}
             except Exception as error:  # a server that is away or full: the calls may be there or not
                 line = {"error": repr(error)}
             print(json.dumps({"n": number, "t": before, "done": time.time(), **line}), file=file)
+        callers.close()
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import redis
 
-from tests.support.servers import Valkey
+from tests.support.servers import Sentinel, Valkey
 from tests.support.waiting import wait_until
 
 from .proxy import Proxy, proxy
+from .settings import MASTER
 
 #: `always`, so that a killed server has lost nothing that it has answered.
 OPTIONS: dict[str, str | int] = {
@@ -32,6 +33,7 @@ class Servers:
         self.primary = primary
         self.replica = replica
         self.proxy = way
+        self.sentinel: Sentinel | None = None
         #: The address that all workers and producers use.
         self.url = f"redis://127.0.0.1:{way.port}/0"
         with self._client(replica) as client:
@@ -46,6 +48,15 @@ class Servers:
         """A connection to the primary that does not go through the proxy."""
         return self._client(self.primary)
 
+    def ask(self, sentinel: Sentinel) -> None:
+        """Let all workers and producers ask Sentinel for the primary, instead of the one address."""
+        with redis.Redis(port=sentinel.port) as client:
+            # A server that is restarted is back before, so that no replica takes its place that may lack its last data.
+            client.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", 60_000)
+            wait_until(lambda: client.sentinel_masters()[MASTER]["num-slaves"] == 1, "Sentinel knows the replica")
+        self.sentinel = sentinel
+        self.url = sentinel.url
+
     def restart(self, away_s: float, *, kill: bool) -> None:
         """Stop the primary politely, or kill it, and start it again with what it had saved."""
         (self.primary.kill if kill else self.primary.stop)()
@@ -55,10 +66,14 @@ class Servers:
     def fail_over(self) -> None:
         """Exchange the roles without losing anything. Connections to the old primary stay, as they do behind a VIP."""
         self.wait_for_replica()
-        with self.client() as client:
-            client.execute_command("FAILOVER", "TO", "127.0.0.1", self.replica.port, "TIMEOUT", 5000)
-            wait_until(lambda: self._role(self.primary) == "slave", "the old primary is a replica", timeout=15)
-            wait_until(lambda: self._role(self.replica) == "master", "the replica is the primary", timeout=15)
+        if self.sentinel:
+            with redis.Redis(port=self.sentinel.port) as client:
+                client.execute_command("SENTINEL", "FAILOVER", MASTER, "COORDINATED")
+        else:
+            with self.client() as client:
+                client.execute_command("FAILOVER", "TO", "127.0.0.1", self.replica.port, "TIMEOUT", 5000)
+        wait_until(lambda: self._role(self.primary) == "slave", "the old primary is a replica", timeout=15)
+        wait_until(lambda: self._role(self.replica) == "master", "the replica is the primary", timeout=15)
         self.primary, self.replica = self.replica, self.primary
         self.proxy.do("target", self.primary.port)
 
@@ -83,13 +98,16 @@ class Servers:
 
 
 @contextmanager
-def servers() -> Iterator[Servers]:
-    primary, replica = Valkey(**OPTIONS), Valkey(**OPTIONS)
-    try:
-        primary.start()
-        replica.start()
-        with proxy(primary.port) as way:
-            yield Servers(primary, replica, way)
-    finally:
-        primary.close()
-        replica.close()
+def servers(*, sentinel: bool = False) -> Iterator[Servers]:
+    with ExitStack() as stack:
+        primary, replica = Valkey(**OPTIONS), Valkey(**OPTIONS)
+        for server in (primary, replica):
+            stack.callback(server.close)
+            server.start()
+        pair = Servers(primary, replica, stack.enter_context(proxy(primary.port)))
+        if sentinel:
+            watcher = Sentinel(primary.port)
+            stack.callback(watcher.close)
+            watcher.start()
+            pair.ask(watcher)
+        yield pair

@@ -18,6 +18,8 @@ TIGHT = 3
 #: Attempts of calls that ask for a retry half of the time.
 MAX_RETRIES = 60
 
+#: The name by which Sentinel knows the primary.
+MASTER = "mymaster"
 #: How a silent connection is found: without it a caller waits for ever for an answer that was swallowed.
 SOCKETS = {"socket_timeout": 10, "socket_connect_timeout": 5}
 #: What other systems than Batchery need to find the messages of a dead worker soon. It has to be longer than any task
@@ -27,7 +29,7 @@ VISIBILITY = {**SOCKETS, "visibility_timeout": 15, "unacked_restore_interval": 1
 
 def conf(**more: Any) -> dict[str, Any]:
     """The configuration of the apps of all systems."""
-    return {
+    found = {
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "broker_connection_retry_on_startup": True,
@@ -37,6 +39,10 @@ def conf(**more: Any) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         **more,
     }
+    if url().startswith("sentinel:"):
+        found["broker_transport_options"] = {**found["broker_transport_options"], "master_name": MASTER}
+        found["result_backend_transport_options"] = {"master_name": MASTER}
+    return found
 
 
 def url() -> str:

@@ -24,7 +24,7 @@ from .calls import PRODUCERS, Send, plan
 from .check import Record, Verdict, figures, judge, left_messages, story
 from .faults import KINDS, Target, inflict, schedule
 from .fleet import Fleet, fleet
-from .history import Sent, Tail, by_key, runs, sent
+from .history import Sent, Tail, by_key, runs, sent, waits
 from .servers import Servers, servers
 from .settings import RUNS
 
@@ -42,6 +42,8 @@ class Trial:
     rate: float = 30.0
     workers: int = 3
     poisons: bool = True
+    #: Whether workers and producers ask Sentinel for the server, instead of using one address.
+    sentinel: bool = False
     faults: tuple[str, ...] = (*KINDS,)
     gap_s: float = what_goes_wrong.MEAN_GAP_S
     #: Seconds after the last fault within which all has to be answered.
@@ -63,7 +65,7 @@ def run_trial(trial: Trial) -> tuple[dict[str, Any], Verdict]:
     """Run it, write the history of each call that went wrong to its folder, and return figures and verdict."""
     shutil.rmtree(trial.place, ignore_errors=True)
     trial.place.mkdir(parents=True)
-    with servers() as pair, fleet(trial.system, pair.url, trial.place, trial.workers) as workers:
+    with servers(sentinel=trial.sentinel) as pair, fleet(trial.system, pair.url, trial.place, trial.workers) as workers:
         record, settled_s = _run(trial, pair, workers)
     verdict = judge(record)
     found = {**figures(record, verdict), "settled_s": round(settled_s, 1)}
@@ -105,8 +107,9 @@ def _run(trial: Trial, pair: Servers, workers: Fleet) -> tuple[Record, float]:
         messages, leases = left_messages(client)
     answers.close()
     all_runs = by_key(runs(trial.place))
+    waited = [each for tail in tails for each in waits(tail.path)]
     return (
-        Record(calls, answers.found, answers.changed, all_runs, workers.exits, faults, messages, leases),
+        Record(calls, answers.found, answers.changed, all_runs, workers.exits, faults, messages, leases, waited),
         settled_s,
     )
 

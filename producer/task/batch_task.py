@@ -4,10 +4,11 @@ import threading
 from collections.abc import Iterable, Set
 from typing import Any, ClassVar, Self
 
+from ...batchers.errors import RetryRequested
 from ...configs import TASK_OPTION_NAMES
 from .. import private
 from ..client import BulkResult, delay_many, publish_options
-from .definition import check_options, error_context, read_definition
+from .definition import check_options, check_options_of_celery, error_context, read_definition
 from .local import run_call, run_calls
 from .model import TaskModel
 from .signature import is_plain_function
@@ -47,6 +48,7 @@ class BatchTask(TaskModel):
                     setattr(cls, name, staticmethod(own[name]))
             cls._signature, cls._run_gets_columns = read_definition(cls)
             setattr(cls, private.ARGUMENT_CHECK, staticmethod(cls._signature.check))
+            check_options_of_celery(cls)
             check_options(cls)
         cls._load_lock = threading.RLock()
 
@@ -75,6 +77,24 @@ class BatchTask(TaskModel):
         an item, in order; what a per-item hook raised, or the model put in a slot, stands there as an exception.
         """
         return run_calls(self, [(self._signature.as_args(item), {}) for item in items])
+
+    def retry(
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, throw: bool = True, *more: Any, **options: Any
+    ) -> Any:
+        """Ask for another try of one call, as in Celery; the parameters are those of Celery's `Task.retry`.
+
+        In `preprocess` and `postprocess` that is the call which the hook works on. In `predict` put
+        `self.retry(throw=False)` in a job's output slot. If `predict` raises, the batch runs again in halves, as after
+        any error, and each job that still raises alone is retried.
+        """
+        if self.request.called_directly:
+            options |= zip(("eta", "countdown", "max_retries"), more, strict=False)
+            asked = RetryRequested({"args": args, "kwargs": kwargs, "exc": exc, **options})
+            if throw:
+                raise asked
+            return asked
+        args, kwargs = self._signature.merge(self.request.args, self.request.kwargs, args, kwargs)
+        return super().retry(args, kwargs, exc, throw, *more, **options)
 
     def delay_many(self, items: Iterable[Any], **options: Any) -> BulkResult:
         """Publish many calls in bulk; `options` are `apply_async`'s, the same for every call.

@@ -5,10 +5,25 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from celery import Task
+
 from ...configs import TASK_OPTION_NAMES, TaskOptions
 from .. import private
 from .hooks import TaskHooks
 from .signature import CallSignature, attempt
+
+_LIMIT = "a thread cannot be ended from outside. Set batch_time_limit_s, which bounds the run of a batch."
+_REQUEST = "the worker makes no request of Celery's for most calls. Write hooks: preprocess, predict, postprocess."
+#: Options of Celery's that a batch task cannot keep: the values that it can, and the reason.
+_CELERYS_OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
+    "reject_on_worker_lost": ((True,), "the jobs of a worker that died always run again. Leave it out."),
+    "retry_on_worker_lost": ((False,), "the jobs of a worker that died run again without a new message. Leave it out."),
+    "time_limit": ((), _LIMIT),
+    "soft_time_limit": ((), _LIMIT),
+    "Request": ((Task.Request,), _REQUEST),
+    "Strategy": ((Task.Strategy,), _REQUEST),
+    "__call__": ((), "a worker runs batches, and calls the hooks instead. Put the code into preprocess or predict."),
+}
 
 
 @contextlib.contextmanager
@@ -45,6 +60,18 @@ def check_budget(task: Any, max_batch_tokens: int | None) -> None:
     if max_batch_tokens is not None and task.length is None and not hasattr(task.batcher, "length"):
         advice = "give length=, or a batcher that has a length()."
         raise ValueError(f"max_batch_tokens = {max_batch_tokens!r} needs to know an item's length: {advice}")
+
+
+def check_options_of_celery(task_class: Any) -> None:
+    """Raise a TypeError if the class itself sets an option of Celery's that would have no effect.
+
+    What it does not set comes from the app's settings, which are for other tasks, too.
+    """
+    for name, (possible, reason) in _CELERYS_OPTIONS.items():
+        value = vars(task_class).get(name)
+        if value is not None and value not in possible:
+            shown = "" if callable(value) else f" = {value!r}"
+            raise TypeError(f"{name}{shown} is not possible: {reason}")
 
 
 def check_options(task_class: Any) -> None:

@@ -48,8 +48,16 @@ class TaskModel(TaskHooks):
     @property
     def runs_user_code_per_item(self) -> bool:
         """Whether preparing an item runs the user's code (a builtin such as `len` does not count)."""
-        prepares = self.prepares_one_by_one or self.preprocess_many is not None
-        return prepares or (self.length is not None and not inspect.isbuiltin(self.length))
+        if self.prepares_one_by_one or self.preprocess_many is not None:
+            return True
+        counts = [self.length] if self.length is not None else [getattr(self.batcher, "length", None)]
+        counts.append(getattr(self.batcher, "shape_class", None))
+        return not all(count is None or inspect.isbuiltin(count) or _is_ours(count) for count in counts)
+
+    @property
+    def postprocesses(self) -> bool:
+        """Whether each output is postprocessed by the user's `postprocess`."""
+        return type(self).postprocess is not TaskHooks.postprocess
 
     @property
     def measures_items(self) -> bool:
@@ -114,3 +122,8 @@ class TaskModel(TaskHooks):
             reason = f"preprocess_many returned {len(prepared)} items for {len(items)} calls; one for each is expected."
             return [ValueError(reason) for _ in items]
         return [prepared] if len(items) == 1 else [self._preprocess_columns([item])[0] for item in items]
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether a method is that of one of Batchery's own batchers."""
+    return str(getattr(function, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]

@@ -57,6 +57,19 @@ class CallSignature:
             for args, kwargs in calls
         ]
 
+    def merge(self, old_args: Any, old_kwargs: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments with which a call is retried: where one kind is None, it is kept from the old call.
+
+        Celery does the same, but by the names of the parameters of `run`.
+        """
+        if (args is None) == (kwargs is None):
+            return args, kwargs
+        names = [parameter.name for parameter in self._parameters if parameter.kind in _NAMED]
+        if kwargs is None:
+            return args, {name: value for name, value in (old_kwargs or {}).items() if name not in names[: len(args)]}
+        old, kwargs = list(old_args or ()), dict(kwargs)
+        return [*map(kwargs.pop, names, old), *old[len(names) :]], kwargs
+
     def as_args(self, item: Any) -> tuple[Any, ...]:
         """Return the arguments of the call that `item` stands for."""
         return item if self.many and isinstance(item, tuple) else (item,)

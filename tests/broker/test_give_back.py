@@ -217,6 +217,23 @@ def info_of(raw: bytes) -> dict[str, Any]:
     return info
 
 
+def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_counts_no_death(
+    leases: Leases, lists: Lists, queue: Queue
+) -> None:
+    lists.put("kept")
+    flags: list[dict[str, Any]] = [{}, {"redelivered": False}, {"redelivered": True}, {"redelivered": 2}]
+    for place, flag in enumerate(flags):
+        lists.client.lpush("work", message(place, **flag))
+    claims = claim_all(leases, queue)
+    lists.put("a", "b")
+    for place in (4, 2, 1, 3):
+        leases.give_back_soon(claims[place], rejected=True)
+    leases.flush()
+    assert lists.labels() == ["a", "b", 0, 1, 2, 3]
+    assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, 2]
+    assert labels(leases.held()) == ["kept"]
+
+
 @pytest.mark.parametrize(
     ("flag", "ran", "waited"),
     [

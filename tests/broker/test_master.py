@@ -11,6 +11,7 @@ import pytest
 import redis
 from batchery.worker import tuning
 from batchery.worker.broker import ArrivalWatcher, Leases, Queue, RunningNote, connect
+from batchery.worker.broker.client import place_in_list, same_server
 from batchery.worker.broker.master import Master
 from kombu import Connection
 
@@ -118,6 +119,21 @@ def test_of_a_list_the_server_that_takes_writes_is_used(pair: Pair, queue: Queue
         client.replicaof("NO", "ONE")
     put(pair.master.port, "c")
     wait_until(lambda: claimed(leases, queue), "the first one is used again")
+
+
+def test_the_server_of_results_is_compared_with_the_server_that_is_used_now(pair: Pair, queue: Queue) -> None:
+    servers = [{"host": "127.0.0.1", "port": server.port} for server in pair]
+    client = connect(redis.Connection, servers[0], servers)
+    results = redis.Redis(port=pair.master.port)
+    assert same_server(client, results)
+    with redis.Redis(port=pair.replica.port) as replica:
+        replica.replicaof("NO", "ONE")
+    pair.master.kill()
+    wait_until(
+        lambda: claimed(Leases(client, lease_s=30), queue) or place_in_list(client) == 1, "the other one is used"
+    )
+    assert not same_server(client, results), "the server of the results is away, so its address tells"
+    results.close()
 
 
 def test_a_list_of_servers_that_are_all_away_tells_so(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from batchery.worker import tuning
 from batchery.worker.broker.retry import RedisRetry, is_transient
 
 
@@ -94,6 +95,7 @@ def test_the_log_says_once_that_redis_is_away_and_once_that_it_is_back(
 ) -> None:
     retry = RedisRetry()
     monkeypatch.setattr(retry._stopped, "wait", lambda _: False)
+    monkeypatch.setattr(tuning, "OUTAGE_S", 0.0)
     threads = [threading.Thread(target=retry.until_stopped, args=(fails(50, []),)) for _ in range(5)]
     retry.outage.failed("leases", redis.ConnectionError("it is away"))
     retry.outage.failed("leases", redis.ConnectionError("it is away"))

@@ -57,6 +57,17 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_made_anew(
     assert not caplog.records
 
 
+def test_unread_answers_are_no_lost_connection(
+    note: RunningNote, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "CLOSED_CHECK_S", 0.0)
+    sock = note._connection._sock
+    for number in range(10):
+        note.write([f"w:{number}"])
+        wait_for(redis_client, b"w:%d" % number)
+    assert note._connection._sock is sock
+
+
 def test_a_connection_that_was_cut_under_load_costs_a_note_at_most(
     note: RunningNote, redis_client: redis.Redis
 ) -> None:

@@ -96,6 +96,27 @@ def test_a_broker_that_is_away_is_told_without_its_password_and_blamed_on_the_wo
     assert capsys.readouterr().out.endswith("one@host may well be alive.\n")
 
 
+def test_a_worker_that_cannot_use_redis_is_not_ready_and_after_a_minute_not_alive() -> None:
+    figures = {"hung": False, "redis_away_s": 12.5, "redis_error": "it is away"}
+    said = "one@host cannot use Redis, for 12.5 s now: it is away"
+    assert health.problem_of("one@host", figures, alive=False) == said
+    assert health.problem_of("one@host", figures, alive=True) is None
+    assert health.problem_of("one@host", {**figures, "redis_away_s": 61}, alive=True)
+    assert health.problem_of("one@host", {**figures, "redis_away_s": 0}, alive=False) is None
+
+
+def test_a_server_that_takes_no_writes_is_told_and_is_not_the_workers_fault(
+    redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    redis_client.replicaof("127.0.0.1", "1")
+    try:
+        args = ["--broker", redis_url, "--node", "one@host", "--timeout", "0.5"]
+        assert (health.main(args), health.main([*args, "--alive"])) == (1, 0)
+        assert "read only" in capsys.readouterr().out
+    finally:
+        redis_client.replicaof("no", "one")
+
+
 def test_probes_leave_nothing_behind(redis_url: str, redis_client: redis.Redis) -> None:
     for _ in range(3):
         assert health.main(["--broker", redis_url, "--node", "nobody@nowhere", "--timeout", "0.05"]) == 1

@@ -17,7 +17,7 @@ from celery import Celery
 
 from tests.support.callers import options, unsettled
 from tests.support.gates import Gate
-from tests.support.models import BATCHES
+from tests.support.models import BATCHES, SEEN
 from tests.support.waiting import wait_until
 from tests.support.workers import StartWorker, Worker
 
@@ -48,6 +48,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def limited(folder: Path, limit_s: float) -> dict[str, str]:
+    """The environment of a worker whose tasks all have this limit."""
+    config = folder / "limited.toml"
+    config.write_text(f"[worker]\nlease_s = {LEASE_S}\n[defaults]\nbatch_time_limit_s = {limit_s}\n")
+    return {"BATCHERY_CONFIG": str(config)}
+
+
 def runs(client: redis.Redis) -> Counter[Any]:
     return Counter(item for batch in client.lrange(BATCHES, 0, -1) for item in json.loads(batch))
 
@@ -74,9 +81,7 @@ def test_jobs_whose_model_holds_the_gil_for_three_leases_run_once_each(
 def test_a_worker_whose_model_holds_the_gil_beyond_its_time_limit_is_killed_and_the_other_goes_on(
     start: StartWorker, caller: Celery, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    config = tmp_path / "hangs.toml"
-    config.write_text(f"[worker]\nlease_s = {LEASE_S}\n[defaults]\nbatch_time_limit_s = 2\n")
-    env = {"BATCHERY_CONFIG": str(config)}
+    env = limited(tmp_path, 2)
     doomed = start(env=env)
     keeper_of(doomed)
     holding = caller.tasks["gil"].delay(600, "hangs once")
@@ -106,4 +111,30 @@ def test_jobs_of_a_worker_that_was_killed_run_again_soon_after_its_lease(
     gate.open()
     assert [result.get(timeout=WAIT) for result in results] == [*range(8)]
     assert time.monotonic() - begun < LEASE_S + 10
+    wait_until(lambda: not unsettled(redis_client), "everything is settled")
+
+
+def test_plain_tasks_and_etas_of_a_worker_that_hangs_run_once(
+    start: StartWorker, caller: Celery, redis_client: redis.Redis, gate: Gate, tmp_path: Path
+) -> None:
+    """It keeps its lease for the plain task that runs in Celery's pool, and gives back what waits for its ETA."""
+    env, plain_gate, noted = limited(tmp_path, 0.5), Gate(tmp_path / "plain-gate"), caller.tasks["plain_noted"]
+    doomed = start(env=env)
+    running = noted.delay(plain_gate.path, "running")
+    plain_gate.wait_for_model()
+    later = [noted.apply_async(("open", "later"), countdown=4), caller.tasks["echo"].apply_async((5,), countdown=4)]
+    hanging = caller.tasks["gated"].delay(gate.path, 1)
+    gate.wait_for_model()
+    start(env=env)
+    wait_until(lambda: "User code has hung for too long" in doomed.log, "it ends, because its batch hangs")
+    until = time.monotonic() + 3 * LEASE_S
+    wait_until(lambda: time.monotonic() > until, "its lease would have run out, if it were not refreshed")
+    gate.open()
+    assert hanging.get(timeout=WAIT) == 1
+    plain_gate.open()
+    assert running.get(timeout=WAIT) == "running"
+    assert [result.get(timeout=WAIT) for result in later] == ["later", 5]
+    assert doomed.wait() == os.EX_SOFTWARE
+    seen = [json.loads(value) for value in redis_client.lrange(SEEN, 0, -1)]
+    assert sorted(seen) == ["later", "running"]
     wait_until(lambda: not unsettled(redis_client), "everything is settled")

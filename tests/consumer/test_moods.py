@@ -108,7 +108,6 @@ def test_a_lone_call_over_silent_connections_is_answered_within_seconds(
     idle_until = time.monotonic() + 1.5  # longer than `health_check_interval`
     wait_until(lambda: time.monotonic() > idle_until, "the connections are idle")
     assert answers(app, "echo", "after") < 10
-    wait_until(lambda: probe(proxy, worker) == 0, f"it is ready:\n{worker.log[-3000:]}", WAIT)
 
 
 def test_a_slow_server_is_waited_for(app: Celery, proxy: Proxy) -> None:
@@ -153,7 +152,6 @@ def test_a_server_that_is_away_costs_few_lines_and_little_time_and_a_restart_wit
     valkey.start()
     with calling(valkey.url) as caller:
         answers(caller, "echo", "after")
-        answers(caller, "plain", "after")
     wait_until(lambda: probe(proxy, worker) == 0, "it is ready", WAIT)
     words = worker.log[said:]
     assert words.count("Redis cannot be used") == words.count("Redis can be used again") == 1

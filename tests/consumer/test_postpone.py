@@ -351,7 +351,9 @@ def test_a_chord_whose_keys_are_of_another_type_fails_its_callback(house: House,
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemExit, KeyError, GeneratorExit], ids=lambda error: error.__name__)
-@pytest.mark.parametrize("signal", [signals.task_prerun, signals.task_success, signals.task_postrun], ids=repr)
+@pytest.mark.parametrize(
+    "signal", [signals.task_prerun, signals.task_success, signals.task_postrun], ids=lambda signal: signal.name
+)
 def test_a_receiver_that_raises_leaves_no_message_and_no_caller_behind(
     house: House, signal: Any, error: type[BaseException]
 ) -> None:

@@ -65,6 +65,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Consumer.on_close": lambda: takes(Consumer.on_close, "self"),
     "Consumer.stop": lambda: takes(Consumer.stop, "self"),
     "Consumer.shutdown": lambda: takes(Consumer.shutdown, "self"),
+    "Consumer.cancel_active_requests": lambda: takes(Consumer.cancel_active_requests, "self"),
     "Consumer.Blueprint.default_steps": lambda: (
         "celery.worker.consumer.tasks:Tasks" in Consumer.Blueprint.default_steps and bool(Tasks.name)
     ),
@@ -85,6 +86,8 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Channel.sep": lambda: isinstance(kombu_redis.Channel.sep, str),
     "Channel.global_keyprefix": lambda: kombu_redis.Channel.global_keyprefix == "",
     "virtual.Channel.codecs": lambda: "base64" in virtual.Channel.codecs,
+    "Channel.conn_or_acquire": lambda: takes(kombu_redis.Channel.conn_or_acquire, "self", "client"),
+    "virtual.Message.serializable": lambda: takes(virtual.Message.serializable, "self"),
     "virtual.Channel.decode_body": lambda: takes(virtual.Channel.decode_body, "self", "body", "encoding"),
     "state.requests": lambda: isinstance(state.requests, dict),
     "state.reserved_requests": lambda: isinstance(state.reserved_requests, WeakSet),
@@ -96,6 +99,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "state.revoked": lambda: "x" not in state.revoked,
     "state.revoked_stamps": lambda: isinstance(state.revoked_stamps, dict),
     "state.should_stop": lambda: state.should_stop in (None, False),
+    "state.should_terminate": lambda: state.should_terminate in (None, False),
     "Request.__init__": lambda: (
         request_takes()
         >= {*"message on_ack on_reject app hostname eventer task connection_errors body headers decoded utc".split()}

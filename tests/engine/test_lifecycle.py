@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from batchery.batchers import Batch, BatchFailed, Job
-from batchery.configs import WorkerOptions
 
 from tests.support.fakes import (
     DEADLINE_S,
@@ -52,7 +51,7 @@ def test_draining_gives_back_preparing_and_waiting_jobs_together_and_in_order(
             gate.pass_through()
         return item
 
-    engine = start(FakeModel(predict=held, preprocess=preprocess), options=WorkerOptions(preprocess_threads=2))
+    engine = start(FakeModel(predict=held, preprocess=preprocess, preprocess_threads=2))
     ports.put(jobs(0))
     held.gate.wait_until_reached()
     ports.put(*jobs.many(1, 2, 3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from batchery.batchers import WorkerDied
 from batchery.worker import tuning
 
 from tests.support.fakes import (
+    DEADLINE_S,
     FakeModel,
     FakePorts,
+    Gate,
     Held,
     Jobs,
     StartEngine,
@@ -125,3 +128,53 @@ def test_a_job_that_has_ended_too_many_workers_fails_before_anything_of_it_runs(
     assert answers == {"double-2": 4, "double-3": 6}
     assert prepared == [2, 3]
     assert predict.batches == [[3], [2]]
+
+
+def test_a_slow_preprocess_of_one_task_holds_up_no_other_task(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    gate = Gate()
+
+    def wait(item: Any) -> Any:
+        gate.pass_through()
+        return item
+
+    start(FakeModel("slow", preprocess=wait, max_batch_size=2), FakeModel("quick", preprocess=lambda item: item))
+    ports.put(*(jobs(number, task="slow") for number in range(20)))
+    gate.wait_until_reached()
+    ports.put(*(jobs(number, task="quick") for number in range(3)))
+    ports.wait_for_outcomes(3)
+    assert ports.answers() == {f"quick-{number}": 2 * number for number in range(3)}
+    gate.open()
+    ports.wait_for_outcomes(23)
+
+
+class Meeting:
+    """A `preprocess` that tells how many threads are in it at once, and waits until that is `wanted`."""
+
+    def __init__(self, wanted: int) -> None:
+        self.most = 0
+        self._wanted = wanted
+        self._inside = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, item: Any) -> Any:
+        with self._changed:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self.most >= self._wanted, DEADLINE_S)
+        threading.Event().wait(0.001)  # long enough for another thread to come in, if one may
+        with self._changed:
+            self._inside -= 1
+        return item
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_as_many_threads_as_its_option_says_are_in_a_tasks_preprocess_and_one_by_default(
+    threads: int, start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    meeting = Meeting(threads)
+    options: dict[str, Any] = {"preprocess_threads": threads} if threads > 1 else {}
+    start(FakeModel(preprocess=meeting, max_batch_size=2, **options))
+    ports.put(*jobs.many(*range(30)))
+    ports.wait_for_outcomes(30)
+    assert meeting.most == threads

@@ -339,16 +339,6 @@ def test_a_move_that_the_table_does_not_have_is_refused(move: str, sources: list
                 scheduler.move(move, [one])
 
 
-def test_preprocess_threads_get_the_jobs_that_were_claimed_first() -> None:
-    scheduler = scheduler_of(a=TaskOptions(), b=TaskOptions())
-    first, second, third = [job(1, "b")], [job(2), job(3)], [job(4, "b")]
-    for group in (first, second, third):
-        scheduler.claimed(group)
-        scheduler.tasks[group[0].task].unprepared.append(group)
-    assert [scheduler.next_unprepared() for _ in range(3)] == [first, second, third]
-    assert not scheduler.has_unprepared
-
-
 class AnyOrder(RuleBasedStateMachine):
     """Everything that an engine tells its scheduler, in any order that an engine could."""
 

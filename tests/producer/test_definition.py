@@ -43,6 +43,13 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_wait_ms": -1}, "max_wait_ms = -1 is not possible"),
     ({"acks_late": False}, "acks_late = False is not possible: a job is acknowledged with its result"),
     ({"acks_late": None}, "acks_late = None is not possible"),
+    ({"reject_on_worker_lost": False}, "reject_on_worker_lost = False is not possible: the jobs of a worker that died"),
+    ({"retry_on_worker_lost": True}, "retry_on_worker_lost = True is not possible: the jobs of a worker that died"),
+    ({"time_limit": 5}, "time_limit = 5 is not possible: .*Set batch_time_limit_s"),
+    ({"soft_time_limit": 0.5}, "soft_time_limit = 0.5 is not possible: .*Set batch_time_limit_s"),
+    ({"Request": "their:Request"}, "Request = 'their:Request' is not possible: the worker makes no request"),
+    ({"Strategy": "their:Strategy"}, "Strategy = 'their:Strategy' is not possible: the worker makes no request"),
+    ({"__call__": lambda self, *_: None}, "__call__ is not possible: a worker runs batches"),
     ({"preprocess_many": lambda *texts: texts}, r"\*texts cannot become a column"),
     ({"preprocess_many": without_parameters}, "preprocess_many needs a parameter"),
     ({"preprocess": int}, "the parameters of <class 'int'> cannot be read: write a function that calls it"),
@@ -123,6 +130,31 @@ def test_pydantic_is_refused(app: Celery, options: dict[str, Any]) -> None:
 def test_a_function_that_could_not_take_the_batch_is_refused(app: Celery, option: str) -> None:
     with pytest.raises(TypeError, match=f"^Task bad: with {option} the function gets one argument, the batch"):
         decorate(app, lambda_named(lambda texts, langs: texts), name="bad", **{option: lambda text: text})
+
+
+def test_celerys_other_options_are_kept(app: Celery) -> None:
+    options: dict[str, Any] = {
+        "throws": (KeyError,),
+        "max_retries": 7,
+        "acks_on_failure_or_timeout": False,
+        "reject_on_worker_lost": True,
+        "retry_on_worker_lost": False,
+        "time_limit": None,
+        "rate_limit": "9/s",
+        "ignore_result": True,
+    }
+    task = decorate(app, **options)
+    assert {name: getattr(task, name) for name in options} == options
+
+
+def test_the_apps_settings_of_what_a_task_cannot_keep_are_for_its_other_tasks(app: Celery) -> None:
+    app.conf.update(task_time_limit=9, task_reject_on_worker_lost=False)
+    task = decorate(app)
+
+    class Heir(type(task)):  # type: ignore[misc]
+        name = "heir"
+
+    assert app.register_task(Heir())("a") == "a"
 
 
 def test_annotations_cannot_turn_late_acknowledgement_off(app: Celery) -> None:

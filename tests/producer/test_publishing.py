@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import functools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.messaging import Producer
 from kombu.utils import json as kombu_json
+from redis.connection import Connection
 
 from batchery import BatchTask
 from tests.support.messages import ACCEPT
@@ -334,3 +336,27 @@ def test_an_unreachable_broker_is_tried_as_often_as_celery_tries_it() -> None:
     assert theirs > 0
     assert tries(lambda echo, **options: echo.apply_async((1,), **options)) == theirs
     assert tries(lambda echo, **options: echo.delay_many([1, 2], **options)) == theirs
+
+
+@pytest.mark.parametrize("way", ["fast", "kombu"])
+def test_large_calls_are_sent_in_commands_of_bounded_bytes(
+    redis_url: str, redis_client: redis.Redis, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    send: Callable[..., Any] = Connection.send_packed_command
+
+    def note(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append(len(command) if isinstance(command, bytes | str) else sum(map(len, command)))
+        return send(self, command, *args, **kwargs)
+
+    monkeypatch.setattr(Connection, "send_packed_command", note)
+    options = {"compression": "gzip"} if way == "kombu" else {}
+    with echo_task(redis_url) as echo:
+        items = [random.Random(number).randbytes(750_000).hex() for number in range(20)]
+        ids = echo.delay_many([*items, "small"], **options).ids
+    assert redis_client.llen("celery") == len(ids) == 21
+    assert max(sent) < 16 * 2**20
+    assert sum(sent) > 10 * 2**20
+    assert (
+        b"small" in base64.b64decode(kombu_json.loads(redis_client.lrange("celery", 0, 0)[0])["body"]) or way == "kombu"
+    )

@@ -50,18 +50,24 @@ def plain(value):
 
 CALLS = """
 from celery import chain, chord, group
-from tasks import echo, fail, plain
+from tasks import app, echo, fail, plain
 
-result = echo.delay(1)
-print(result.get(timeout=30))
-result.forget()
+print(echo.delay(1).get(timeout=30))
 print(echo.delay_many([2, 3]).get(timeout=30))
 print(group(echo.s(n) for n in (4, 5)).apply_async().get(timeout=30))
 print(chord([echo.s(n) for n in (6, 7)])(plain.s()).get(timeout=30))
+parts = group(echo.s(n) for n in (6, 7)).apply_async()
+parts.save()
+print(app.GroupResult.restore(parts.id).get(timeout=30))
+print(chord([group(echo.s(4), echo.s(5)), echo.s(6)])(plain.s()).get(timeout=30))
 print(chain(echo.s(8), plain.s()).apply_async().get(timeout=30))
 print(echo.apply_async((9,), countdown=0.1, priority=6).get(timeout=30))
 print(repr(fail.delay(10).get(timeout=30, propagate=False)))
 """
+
+
+#: Of a call or a chord of somebody else.
+ID = "01234567-89ab-cdef-0123-456789abcdef"
 
 
 class Site(NamedTuple):
@@ -117,7 +123,9 @@ def test_producers_and_workers_may_do_all_they_need_over_tls(site: Site, tmp_pat
         for name, worker in zip(names, workers, strict=True):
             wait_for_worker(site.tls_url("worker"), worker, "--node", name)
         called = finished(["python", "calls.py"], folder=tmp_path, env=env("producer"))
-        assert called.stdout.splitlines() == ["1", "[2, 3]", "[4, 5]", "[6, 7]", "8", "9", "KeyError(10)"]
+        assert called.stdout.splitlines() == [
+            *("1", "[2, 3]", "[4, 5]", "[6, 7]", "[6, 7]", "[[4, 5], 6]", "8", "9", "KeyError(10)")
+        ], called.stdout
 
         # One worker stops and gives back its messages, and the other one takes them.
         send = f"from tasks import gated; gated.delay_many([{gate.path!r}] * 8, ignore_result=True)"
@@ -132,22 +140,62 @@ def test_producers_and_workers_may_do_all_they_need_over_tls(site: Site, tmp_pat
         assert {entry["object"] for entry in client.acl_log()} == set()
 
 
-@pytest.mark.parametrize(
-    ("user", "command"),
-    [
-        ("producer", ["RPOP", "celery"]),
-        ("producer", ["LRANGE", "celery", "0", "-1"]),
-        ("producer", ["HLEN", "batchery:unacked:celery"]),
-        ("producer", ["LPUSH", "another-queue", "message"]),
-        ("producer", ["PUBLISH", "/0.celery.pidbox", "shutdown"]),
-        ("producer", ["FLUSHALL"]),
-        ("worker", ["GET", "session:1"]),
-        ("worker", ["CONFIG", "GET", "*"]),
-        ("worker", ["FLUSHALL"]),
-        ("worker", ["KEYS", "*"]),
-        ("default", ["PING"]),
+#: The keys of somebody's result, chord and chord part, and of a message that is claimed.
+RESULT, CHORD = f"celery-task-meta-{ID}", f"celery-taskset-meta-{ID}"
+CLAIMED = "batchery:unacked:celery"
+
+REFUSED = {
+    "producer": [
+        *(
+            ["DEL", key]
+            for key in ("celery", "celery\x06\x163", RESULT, CHORD, f"{CHORD}.j", CLAIMED, "_kombu.binding.celery")
+        ),
+        *(["SET", key, "x"] for key in ("celery", RESULT, f"{CHORD}.j", CLAIMED, "_kombu.binding.celery", "session:1")),
+        *([command, "celery"] for command in ("RPOP", "LPOP", "UNLINK", "PERSIST", "TYPE", "DUMP", "OBJECT|ENCODING")),
+        ["LRANGE", "celery", "0", "-1"],
+        ["LTRIM", "celery", "1", "0"],
+        ["RENAME", "celery", "other"],
+        ["EXPIRE", "celery", "1"],
+        ["SETEX", RESULT, "1", "x"],
+        ["LPUSH", RESULT, "x"],
+        ["LPUSH", "another-queue", "message"],
+        ["SADD", "celery", "x"],
+        ["SREM", "_kombu.binding.celery", "x"],
+        ["GET", "celery"],
+        ["ZADD", f"{CHORD}.j", "1", "x"],
+        ["HLEN", CLAIMED],
+        ["PUBLISH", "/0.celery.pidbox", "shutdown"],
+        ["PUBLISH", RESULT, "x"],
+        ["SUBSCRIBE", "/0.celery.pidbox"],
+        ["PSUBSCRIBE", "*"],
+        ["EVAL", "while true do end", "0"],
+        ["EVALSHA", "0" * 40, "0"],
+        ["SCRIPT", "LOAD", "return 1"],
+        ["FLUSHALL"],
+        ["KEYS", "*"],
     ],
-)
-def test_a_command_that_a_user_does_not_need_is_refused(site: Site, user: str, command: list[str]) -> None:
-    with site.client(user) as client, pytest.raises((redis.exceptions.NoPermissionError, redis.AuthenticationError)):
-        client.execute_command(*command)
+    "worker": [
+        ["GET", "session:1"],
+        ["LPUSH", "celery-private", "x"],
+        ["EVAL", "return 1", "0"],
+        ["CONFIG", "GET", "*"],
+        ["ACL", "LIST"],
+        ["SCRIPT", "FLUSH"],
+        ["FLUSHALL"],
+        ["KEYS", "*"],
+    ],
+    "default": [["PING"]],
+}
+
+
+@pytest.mark.parametrize("user", REFUSED)
+def test_the_commands_that_a_user_does_not_need_are_refused(site: Site, user: str) -> None:
+    allowed = []
+    with site.client(user) as client:
+        for command in REFUSED[user]:
+            try:
+                client.execute_command(*command[0].split("|"), *command[1:])
+                allowed.append(command)
+            except (redis.exceptions.NoPermissionError, redis.AuthenticationError):
+                pass
+    assert allowed == []

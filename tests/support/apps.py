@@ -12,6 +12,7 @@ from batchery.worker.engine import runner
 from celery import Celery, signals
 
 from batchery import BatchTask, setup
+from tests.support.control_flow import Asks, add_rejecting
 from tests.support.models import (
     SEEN,
     GatedPreprocess,
@@ -58,9 +59,10 @@ def register(app: Celery) -> None:
     add_failures(app, batch_task)
     add_miscounts(batch_task)
     add_plain_tasks(app)
+    add_rejecting(app)
     if "LOAD_ERROR" in os.environ:
         app.register_task(Missing())
-    for model in (Prepared, Hooked, Texts, GatedPreprocess):
+    for model in (Asks, Prepared, Hooked, Texts, GatedPreprocess):
         app.register_task(model())
 
 

@@ -183,6 +183,7 @@ class FakeModel:
         self.batcher = batcher or ListBatcher()
         self.runs_user_code_per_item = preprocess is not None
         self.prepares_one_by_one = False
+        self.postprocesses = True
         self.measures_items = length is not None or batcher is not None
         self.counts_as_batcher = length is None
         self.examples: list[Any] = []

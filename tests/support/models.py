@@ -292,6 +292,12 @@ def add_plain_tasks(app: Celery) -> None:
         pass_gates([path])
         return value
 
+    @app.task(name="plain_noted", shared=False, acks_late=True)
+    def plain_noted(path: str, value: Any) -> Any:
+        note(app, SEEN, value)
+        pass_gates([path])
+        return value
+
     @app.task(name="note_error", shared=False)
     def note_error(request: Any, exc: Any, traceback: Any) -> None:
         note(app, SEEN, ["errback", request.id, str(exc)])

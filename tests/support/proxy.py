@@ -75,6 +75,7 @@ class Proxy:
                 connection.close()
             while self._open:
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # until the transports are closed, too
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -90,6 +91,7 @@ class Proxy:
         try:
             await asyncio.gather(connection.carry(reader, there_writer), connection.carry(there_reader, writer))
         finally:
+            connection.close()
             self.connections -= 1
             self._open.discard(connection)
 

@@ -70,4 +70,12 @@ def same_server(one: "redis.Redis", other: "redis.Redis") -> bool:
         return bool(one.info("server")["run_id"] == other.info("server")["run_id"])
     except redis.RedisError:  # INFO is forbidden, or a server is away, so the addresses have to tell
         first, second = (client.connection_pool.connection_kwargs for client in (one, other))
+        if "master" in first:
+            first = {**first, **first["master"].address}
         return all(first.get(name) == second.get(name) for name in ("host", "port", "path"))
+
+
+def place_in_list(client: "redis.Redis") -> int:
+    """Return which of the servers that `connect` was given is the master now, counted from 0."""
+    place: int = client.connection_pool.connection_kwargs["master"].place
+    return place

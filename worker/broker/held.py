@@ -20,7 +20,8 @@ class HeldClaims:
         #: Set when something was buffered that `Leases.flush` should send.
         self.has_buffered = threading.Event()
         self._acknowledgements: deque[Settlement] = deque()
-        self._to_give_back: deque[Claim] = deque()
+        #: By whether their task has rejected them.
+        self._to_give_back: dict[bool, deque[Claim]] = {False: deque(), True: deque()}
         self._lock = threading.Lock()
         self._held: dict[str, Claim] = {}
         self._held_of: Counter[str] = Counter()
@@ -45,17 +46,17 @@ class HeldClaims:
     @property
     def buffered(self) -> set[str]:
         """The tags of what is to be sent to the server."""
-        settlements, claims = [*self._acknowledgements], [*self._to_give_back]
-        return {settlement.claim.tag for settlement in settlements} | {claim.tag for claim in claims}
+        claims = [claim for buffer in self._to_give_back.values() for claim in buffer.copy()]
+        return {claim.tag for claim in claims} | {settlement.claim.tag for settlement in self._acknowledgements.copy()}
 
     def acknowledge(self, claim: Claim) -> None:
         """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
         self._acknowledgements.append(Settlement(claim))
         self.has_buffered.set()
 
-    def give_back_soon(self, claim: Claim) -> None:
-        """Buffer a claim, which the next `flush` gives back. Never blocks."""
-        self._to_give_back.append(claim)
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
+        """Buffer a claim, which the next `flush` gives back, as `give_back` does. Never blocks."""
+        self._to_give_back[rejected].append(claim)
         self.has_buffered.set()
 
     def let_go(self, claims: Iterable[Claim]) -> None:

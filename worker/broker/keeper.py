@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from redis.retry import Retry
 
 #: Seconds between two looks at whether the worker is still there, should its end of the pipe live on in a child.
 LONGEST_WAIT_S = 60.0
+
+
+#: Seconds for which a worker may be silent in any case, because its machine may be busy.
+LEAST_SILENCE_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -58,7 +63,7 @@ class Charge:
     @property
     def kill_at(self) -> float:
         """When to kill the worker, unless it says anything before: its lease, no longer refreshed, has run out."""
-        return self.beat_at + self.limit_s + self.lease_s
+        return self.beat_at + max(self.limit_s + self.lease_s, LEAST_SILENCE_S)
 
 
 class Keeper:
@@ -103,17 +108,18 @@ class Keeper:
 
     def _kill(self, silent_s: float) -> None:
         pid = self._charge.pid
+        os.kill(pid, signal.SIGKILL)
         say(
             f"worker process {pid} has run no Python for {silent_s:.0f} s, because something holds the GIL. "
-            "It is killed, so that its supervisor starts another. Its jobs run again elsewhere."
+            "It was killed, so that its supervisor starts another. Its jobs run again elsewhere."
         )
-        os.kill(pid, signal.SIGKILL)
 
 
 def say(text: str) -> None:
     """Write a line where the worker's log goes, unless that has a file of its own."""
-    sys.stderr.write(f"Batchery's keeper: {text}\n")
-    sys.stderr.flush()
+    with suppress(OSError, AttributeError):  # it may be closed
+        sys.stderr.write(f"Batchery's keeper: {text}\n")
+        sys.stderr.flush()
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ _CLASSES = {redis.Connection, redis.SSLConnection, redis.UnixDomainSocketConnect
 _ADDRESS = {"host", "port", "path", "db", "username", "password"}
 
 
+#: Leases between two starts of a keeper that has ended.
+RESTART_LEASES = 10
+
+
 class KeeperProcess:
     """The keeper of one worker's lease, and the thread that beats: it runs whenever the GIL can be had."""
 
@@ -33,11 +37,12 @@ class KeeperProcess:
         #: The changes of the master when the process was started.
         self._changes = 0
         self._limit_s = limit_s
-        self._about = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
+        self._about: dict[str, Any] = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
         self._every_s = lease_s / 3
         self._beat: dict[str, Any] = {"keys": None, "refreshed_at": 0.0}
         self._due = threading.Event()
         self._stopped = False
+        self._restart_at = float("-inf")
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="batchery-beat", daemon=True)
 
@@ -80,7 +85,6 @@ class KeeperProcess:
             except BlockingIOError:  # it stands still, so this beat is lost
                 pass
             except OSError:
-                logger.warning("The keeper has ended, and is started again.")
                 self._restart()
             except Exception:  # without its beats, the keeper would kill this worker
                 logger.exception("The keeper could not be told that this worker lives.")
@@ -104,8 +108,13 @@ class KeeperProcess:
         return process
 
     def _restart(self) -> None:
+        """Start the process again, but not one after the other, where none can run."""
         assert self._process is not None
+        if time.monotonic() < self._restart_at:
+            return
+        self._restart_at = time.monotonic() + RESTART_LEASES * self._about["lease_s"]
         self._end_process(self._process)
+        logger.warning("The keeper has ended with exit code %s, and is started again.", self._process.returncode)
         try:
             self._process = self._start_process()
         except OSError:

@@ -6,6 +6,8 @@ from functools import cached_property
 
 #: String: the tags of the batch that a worker runs. What tells the worker's tags apart follows.
 RUNNING = "batchery:running:"
+#: Queue of one worker alone, by the name of its node: the broadcast calls of batch tasks that it has received.
+BROADCAST = "batchery:broadcast:"
 
 
 @dataclass(frozen=True)

@@ -114,15 +114,19 @@ class Leases(HeldClaims):
         """
         self.has_buffered.clear()
         self.settle([], ResultRetention(db=self._scripts.db))
-        with _taken(self._to_give_back) as claims:
-            self.give_back(claims)
+        for rejected, buffer in self._to_give_back.items():
+            with _taken(buffer) as claims:
+                self.give_back(claims, rejected=rejected)
         self.give_back(self._due())
 
-    def give_back(self, claims: Iterable[Claim], *, died: bool = False) -> None:
-        """Put messages back to the front of their queues, in claim order; with `died` as those of a dead worker."""
+    def give_back(self, claims: Iterable[Claim], *, died: bool = False, rejected: bool = False) -> None:
+        """Put messages back to the front of their queues, in claim order; with `died` as those of a dead worker.
+
+        What its task has `rejected` goes to the end, as redelivered.
+        """
         claims = list(claims)
         for group in _by_queue(claims, attrgetter("queue.name")):
-            self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died)
+            self._scripts.give_back(group[0].queue, [claim.tag for claim in group], died=died, rejected=rejected)
         self._forget(claims)
 
     def refresh(self, queues: Iterable[Queue]) -> list[Queue]:

@@ -98,27 +98,27 @@ class Scripts:
         *,
         orphans_of: Lease | None = None,
         died: bool = False,
+        rejected: bool = False,
         most: int | None = None,
     ) -> int:
         """Give back the messages of `tags` that are still held, the oldest to the front; return how many.
 
         With `orphans_of` these are all that this worker left, and it leaves the workers of the queue. If it has
-        refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as those of a worker that died.
-        `most` bounds the messages, so that the newest of them go back.
+        refreshed its lease meanwhile, the rest is its own. With `died` they are flagged as a dead worker's. What is
+        `rejected` is flagged, too, and goes to the end. `most` bounds the messages: the newest of them go back.
         """
         keys = [queue.unacked, queue.workers, *queue.lists]
         worker, lease_end = orphans_of or ("", 0.0)
-        priorities = ",".join(map(str, queue.priorities))
-        args = [len(queue.envelope_end), priorities, tuning.SWEEP_MAX_BYTES, queue.running, "1" if died else ""]
-        args += [worker, repr(lease_end)]
-        newest_first = sorted(tags, reverse=True)[:most]
+        args = [len(queue.envelope_end), ",".join(map(str, queue.priorities)), tuning.SWEEP_MAX_BYTES, queue.running]
+        args += ["1" if died else "rejected" if rejected else "", worker, repr(lease_end)]
+        in_order = sorted(tags, reverse=not rejected)[:most]
         begin = given_back = 0
         while True:  # in pieces, so that no script keeps the server busy for long
-            chunk = newest_first[begin : begin + tuning.SWEEP_MAX_JOBS]
+            chunk = in_order[begin : begin + tuning.SWEEP_MAX_JOBS]
             is_last = orphans_of is not None and begin + len(chunk) == len(tags)
             seen, count = self._run("give_back", keys, [*args, "1" if is_last else "", *chunk])
             begin, given_back = begin + seen, given_back + count
-            if begin == len(newest_first) or not seen:
+            if begin == len(in_order) or not seen:
                 return int(given_back)
 
     def refresh(self, queues: Sequence[Queue]) -> list[Queue]:

@@ -47,7 +47,7 @@ class Master:
         #: The address that Sentinel named last.
         self._address: Any = None
         #: The place in `servers` of the master, and whether that has to be checked, because one said that it is not.
-        self._place, self._doubtful = 0, False
+        self.place, self._doubtful = 0, False
         self._lock = threading.Lock()
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         #: How often another server has become the master. A connection from before leads to the wrong server.
@@ -61,7 +61,7 @@ class Master:
     def address(self) -> Mapping[str, Any]:
         """What tells the master of now from other servers, as arguments of a connection; empty where there is one."""
         if self._sentinels is None:
-            return self._servers[self._place]
+            return self._servers[self.place]
         return dict(zip(("host", "port"), self._address or (), strict=False))
 
     def lead(self, connection: Any, connect: Callable[[], None]) -> None:
@@ -90,21 +90,21 @@ class Master:
     def leave(self, connection: Any) -> None:
         """Note that the server to which a connection leads is not the master."""
         with self._lock:
-            if (connection.place, connection.changes) == (self._place, self.changes):
-                self._place = (self._place + 1) % len(self._servers)
+            if (connection.place, connection.changes) == (self.place, self.changes):
+                self.place = (self.place + 1) % len(self._servers)
                 self._doubtful = True
 
     def _ask(self) -> None:
         address = self._sentinels.discover_master(self._service)
         if self._address not in (None, address):
-            self._changed(*address)
+            self._changed("{}:{}".format(*address))
         self._address = address
 
     def _lead_to_first(self, connection: Any, connect: Callable[[], None]) -> None:
         error: redis.RedisError | None = None
         several = len(self._servers) > 1
         for _ in self._servers:
-            connection.place, connection.changes = self._place, self.changes
+            connection.place, connection.changes = self.place, self.changes
             for name, value in self._servers[connection.place].items():
                 setattr(connection, name, value)
             try:
@@ -125,11 +125,11 @@ class Master:
         with self._lock:
             if self._doubtful:
                 self._doubtful = False
-                self._changed(connection.host, connection.port)
+                self._changed(_name(connection))
                 connection.changes = self.changes
 
-    def _changed(self, host: str, port: int) -> None:
-        logger.warning("The master is another server now, or one again. This worker goes on there: %s:%s.", host, port)
+    def _changed(self, name: str) -> None:
+        logger.warning("The master is another server now, or one again. This worker goes on there: %s.", name)
         self.changes += 1
         for connection in self._connections:
             connection.wake()
@@ -147,11 +147,15 @@ def _ask_again(reference: "weakref.ref[Master]") -> None:
         pause.wait(tuning.SENTINEL_CHECK_S)
 
 
+def _name(connection: Any) -> str:
+    return getattr(connection, "path", None) or f"{connection.host}:{connection.port}"
+
+
 def _check_is_master(connection: Any) -> None:
     connection.send_command("INFO", "replication", check_health=False)
     with suppress(redis.exceptions.NoPermissionError):
         if b"role:master" not in connection.read_response():
-            raise redis.ConnectionError(f"{connection.host}:{connection.port} is a read only replica")
+            raise redis.ConnectionError(f"{_name(connection)} is a read only replica")
 
 
 def following_class(connection_class: type[Any]) -> type[Any]:

@@ -45,7 +45,7 @@ def is_transient(error: redis.RedisError) -> bool:
 class Outage:
     """Since when Redis cannot be used, as all threads of a worker find out; the log says so once, and once at its end.
 
-    A single failure is no outage, because a connection that was cut is soon replaced.
+    What fails for less than a second is no outage, because a connection that was cut is soon replaced.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,8 @@ class Outage:
             before, since = self._failures.get(what, (0, now))
             self._failures[what] = (before + 1, since)
             self.error = f"{error}"
-            if before and (self._began is None or now - self._told_at > tuning.OUTAGE_LOG_S):
+            lasts = now - since >= tuning.OUTAGE_S
+            if before and lasts and (self._began is None or now - self._told_at > tuning.OUTAGE_LOG_S):
                 self._began = since if self._began is None else self._began
                 self._told_at = now
                 logger.warning(

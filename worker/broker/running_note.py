@@ -51,7 +51,9 @@ class RunningNote:
         if self._connection is None:
             # Not taken from the pool, whose time-outs are too long for the device to wait.
             limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), tuning.NOTE_TIMEOUT_S)
-            self._connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **limits})
+            # Unread answers are no sign of a lost connection here, so it does not check itself.
+            kwargs = {**self._pool.connection_kwargs, **limits, "health_check_interval": 0}
+            self._connection = self._pool.connection_class(**kwargs)
         elif (idle := time.monotonic() - self._sent_at > tuning.NOTE_IDLE_S) or self._unread >= tuning.NOTE_ANSWERS:
             while self._unread > (0 if idle else tuning.NOTE_ANSWERS // 2):
                 self._unread -= 1

@@ -28,6 +28,7 @@ from ..broker.keeper_process import KeeperProcess
 from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
+from .compat import broadcast
 from .compat.bridge import CeleryBridge
 from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
@@ -35,6 +36,7 @@ from .compat.hub import HubCalls
 from .compat.ownership import Ownership, forgetting_failures
 from .compat.pool import report_errors
 from .compat.worker_exit import StopLimit
+from .compat.worker_state import is_cold_shutdown
 from .fast.events import Events
 from .fast.fetch import QueueSource
 from .fast.settle import CelerySink
@@ -53,7 +55,12 @@ class Batching(bootsteps.StartStopStep):
     def start(self, c: "BatchConsumer") -> None:
         """Begin the checks, with each connection to the broker, because Celery clears its timer when it loses one."""
         period_s = max(tuning.CHECK_OWNERS_S, c.settings.worker.lease_s / tuning.REFRESHES_PER_LEASE)
-        self._timer = c.timer.call_repeatedly(period_s, lambda: c.check())
+
+        def check() -> None:
+            if c.engine is not None:
+                c.check()
+
+        self._timer = c.timer.call_repeatedly(period_s, check)
 
     def stop(self, c: "BatchConsumer") -> None:
         """End the checks."""
@@ -91,7 +98,6 @@ class BatchConsumer(Consumer):
         )
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
-        self.check: Callable[[], object] = noop
         self._to_pool = on_task_request
         self._claimed_queues: Sequence[Queue] = ()
         self.retry = RedisRetry()
@@ -134,7 +140,7 @@ class BatchConsumer(Consumer):
             self._start_engine()
         else:
             self._hub_calls.tick()
-        return self.handle_message
+        return broadcast.receiving(self.hostname, self.settings.tasks, self.settings.unserved, self.handle_message)
 
     def on_close(self) -> None:
         """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
@@ -142,10 +148,13 @@ class BatchConsumer(Consumer):
             self._bridge.connection_lost()
         super().on_close()
 
+    def cancel_active_requests(self) -> None:
+        """Cancel nothing in a cold shutdown, because a thread cannot be ended; what runs goes back to its queue."""
+
     def stop(self) -> None:
-        """Drain the engine, then stop as Celery does."""
+        """Drain the engine, then stop as Celery does. A cold shutdown does not wait for the running batch."""
         self._stop_limit.start()
-        timeout = self.settings.worker.drain_timeout_s
+        timeout = 0.0 if is_cold_shutdown() else self.settings.worker.drain_timeout_s
         if self.engine is not None and not self.engine.drain(timeout):
             logger.error("The running batch did not end in %.0f s: its jobs run elsewhere.", timeout)
         super().stop()
@@ -212,15 +221,14 @@ class BatchConsumer(Consumer):
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""
         if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
-            self._claimed_queues = _queues_of(consumer, channel)
+            self._claimed_queues = _queues_of(consumer, channel, self.hostname)
         return self._claimed_queues
 
 
-def _queues_of(consumer: Any, channel: Any) -> Sequence[Queue]:
+def _queues_of(consumer: Any, channel: Any, hostname: str) -> Sequence[Queue]:
     return [
-        Queue(queue.name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-        for queue in tuple(consumer.queues)
-        if queue.exchange.type != "fanout"
+        Queue(name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
+        for name in broadcast.claimed_names(tuple(consumer.queues), hostname)
     ]
 
 
@@ -241,11 +249,11 @@ def _prepare(app: Celery, pool: object) -> None:
 
 def _let_backends_try_again(app: Celery) -> None:
     """Let the backends of plain tasks' threads try again while their server is away, unless the app says otherwise."""
-    own = app.backend  # made before, so that the event loop's own backend never waits
-    if not (own.thread_safe or app.conf.value_set_for("result_backend_always_retry")):
-        app.conf.result_backend_always_retry = True
-        app.conf.result_backend_max_retries = tuning.RESULT_MAX_RETRIES
-        app.conf.result_backend_max_sleep_between_retries_ms = tuning.RESULT_LONGEST_PAUSE_MS
+    if app.backend.thread_safe:  # made now, so that the event loop's own backend never waits
+        return
+    for name, value in tuning.RESULT_RETRIES.items():
+        if not app.conf.value_set_for(name):
+            app.conf[name] = value
 
 
 def _refuse_other_brokers(app: Celery) -> None:

@@ -15,8 +15,9 @@ from ...producer.task.definition import check_budget
 
 logger = logging.getLogger(__name__)
 
-#: Options that a running engine can change. The costs of the preferred sizes are measured when the engine starts.
-RUNTIME_OPTIONS = [name for name in TASK_OPTION_NAMES if name != "preferred_batch_sizes"]
+#: Options that a running engine can change. When the engine starts, it measures the costs of the preferred sizes and
+#: starts the preprocess threads.
+RUNTIME_OPTIONS = [name for name in TASK_OPTION_NAMES if name not in ("preferred_batch_sizes", "preprocess_threads")]
 
 
 class Settings:

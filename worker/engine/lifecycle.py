@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...batchers import BatchFailed, Job, JobState
+from ...batchers import BatchFailed, Job, JobState, without_text
 from ...configs import TaskOptions
 from .. import tuning
 from .loop import Pipeline
@@ -38,7 +38,11 @@ class Engine:
             "device": pipeline.run_batches,
             "settle": pipeline.settle_outcomes,
         }
-        loops |= {f"preprocess-{number}": pipeline.prepare_jobs for number in range(state.options.preprocess_threads)}
+        loops |= {
+            f"preprocess-{name}-{number}": functools.partial(pipeline.prepare_jobs, name)
+            for name, task in state.tasks.items()
+            for number in range(task.options.preprocess_threads)
+        }
         self._threads = {
             name: threading.Thread(target=self._guard, args=(name, loop), name=f"batchery-{name}", daemon=True)
             for name, loop in loops.items()
@@ -98,12 +102,12 @@ class Engine:
         try:
             loop()
         except BaseException as exc:  # SystemExit, too, would end the thread without a word
-            logger.critical("The engine cannot go on, because its %s thread raised %r.", name, exc, exc_info=True)
+            logger.critical("The engine cannot go on, because its %s thread failed: %s", name, without_text(exc))
             state = self.state
             with state.lock:
                 state.scheduler.draining = True
                 self._stuck = self._stuck or name != "claim"
-                for condition in (state.claimable, state.unprepared, state.drained):
+                for condition in (state.claimable, *state.unprepared.values(), state.drained):
                     condition.notify_all()
             self._sink.broken(exc if isinstance(exc, Exception) else BatchFailed(f"The engine got {exc!r}."))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Literal
 
-from ...batchers import Batch, BatchFailed, Job, JobRejected, Outcome
+from ...batchers import Batch, BatchFailed, Job, JobRejected, Outcome, RetryRequested
 from .ports import Capacity
 
 _NOT_STARTED = "The host takes no calls before it is started: call start(), or use it in a `with` statement."
@@ -161,8 +161,11 @@ def _notify_if_cancelled(future: "Future[Any]") -> None:
 def _as_exception(error: BaseException) -> Exception:
     """Return what may be raised in the caller: a SystemExit of the model's must not end the caller's thread.
 
-    A StopIteration cannot be raised in a coroutine: asyncio would drop it, and the caller would wait for ever.
+    A StopIteration cannot be raised in a coroutine: asyncio would drop it, and the caller would wait for ever. A host
+    retries nothing.
     """
+    if isinstance(error, RetryRequested):
+        error = error.failure()
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     failure = BatchFailed(f"The call raised {error!r}.")

@@ -1,6 +1,7 @@
 """The pipeline on one page: claim → prepare → plan → run → settle.
 
-Each method of `Pipeline` is the loop of one thread (preprocess threads: a few), each stage is one call into one file:
+Each method of `Pipeline` is the loop of one thread (preprocess threads: one or more for each task), and each stage is
+one call into one file:
 
 claim    the source: `consumer/fast/fetch.py` at a Celery worker, `local_calls.py` in a `Host`
 prepare  `prepare.py`: the task's hooks for each item, in which bad input fails alone
@@ -37,9 +38,9 @@ class Pipeline:
             for jobs in self._state.take_in(self._source.claim(capacity)):
                 self._preparer.prepare(jobs)
 
-    def prepare_jobs(self) -> None:
-        """Preprocess threads: turn calls into items. Then the jobs wait for the device."""
-        while (jobs := self._state.wait_for_unprepared()) is not None:
+    def prepare_jobs(self, task: str) -> None:
+        """Preprocess threads of one task: turn calls into items. Then the jobs wait for the device."""
+        while (jobs := self._state.wait_for_unprepared(task)) is not None:
             self._preparer.prepare(jobs)
 
     def run_batches(self) -> None:

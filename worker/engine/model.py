@@ -38,6 +38,10 @@ class Model(Protocol):
     def counts_as_batcher(self) -> bool:
         """Whether the batcher, and not the task, counts an item's length."""
 
+    @property
+    def postprocesses(self) -> bool:
+        """Whether each output is postprocessed by the user's code."""
+
     def prepare_examples(self) -> list[Any]:
         """Return items of typical calls, to measure batches of; an exception instance for each that failed."""
 

@@ -46,7 +46,10 @@ class ResultSink(Protocol):
     """
 
     def current(self, job: Job) -> AbstractContextManager[object]:
-        """Return a context in which the job's hooks run, such as its task's current request. Preprocess threads."""
+        """Return a context in which the job's hooks run, such as its task's current request.
+
+        Preprocess threads, and the thread that settles.
+        """
 
     def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
         """Return the jobs that somebody still wants, and answer the others: revoked, expired or cancelled ones.

@@ -28,8 +28,8 @@ class Returns:
                 state.scheduler.move("returned", ready.batch.jobs)
                 jobs += ready.batch.jobs
             self._gathered = [*(self._gathered or ()), *jobs]
-            state.claimable.notify_all()
-            state.unprepared.notify_all()
+            for condition in (state.claimable, *state.unprepared.values()):
+                condition.notify_all()
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Give back jobs: with the others if they are still gathered, else at once."""

@@ -31,16 +31,6 @@ class Scheduler(JobTable):
 
     # -- Preparing ---------------------------------------------------------------------------------------------------
 
-    @property
-    def has_unprepared(self) -> bool:
-        """Whether there are jobs for the preprocess threads."""
-        return any(task.unprepared for task in self.tasks.values())
-
-    def next_unprepared(self) -> list[Job]:
-        """Take a group of jobs that a preprocess thread is to prepare: the group that was claimed first."""
-        groups = [task.unprepared for task in self.tasks.values() if task.unprepared]
-        return min(groups, key=lambda group: group[0][0].seq).popleft()
-
     def prepared(self, jobs: Sequence[Job], now: float) -> None:
         """Let prepared jobs of one task wait for the planner, in claim order, even if a later group was ready earlier.
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from ...batchers import Batch, BatchFailed, Job, Outcome
+from ...batchers import Batch, BatchFailed, Job, Outcome, without_text
 from .. import tuning
 from .dispatcher import Dispatcher
 from .model import Model
@@ -34,6 +34,8 @@ class Settler:
         self._sink = sink
         self._queue: queue.SimpleQueue[list[Outcome] | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
+        #: Names of the tasks whose hook may ask which job it works on.
+        self._hooked = {name for name, model in state.models.items() if model.postprocesses}
         #: Seconds that the last settle took.
         self._last_s = float("inf")
         #: The same for each outcome: a store that is asked for each result by itself would keep the device waiting.
@@ -99,8 +101,14 @@ class Settler:
         jobs = [outcome.job for outcome in outcomes]
         with state.user_code(jobs):
             for outcome in outcomes:
-                if outcome.error is None:
-                    postprocess(state.models[outcome.job.task], outcome)
+                if outcome.error is not None:
+                    continue
+                model = state.models[outcome.job.task]
+                if outcome.job.task in self._hooked:
+                    with self._sink.current(outcome.job):
+                        postprocess(model, outcome)
+                else:
+                    postprocess(model, outcome)
         self._store(outcomes)
         now = state.clock()
         self._last_s = now - began
@@ -113,7 +121,7 @@ class Settler:
         try:
             self._sink.settle(outcomes)
         except Exception as exc:
-            logger.exception("%d outcomes could not be stored.", len(outcomes))
+            logger.error("%d outcomes could not be stored: %s", len(outcomes), without_text(exc))
             if len(outcomes) > 1:
                 middle = len(outcomes) // 2
                 self._store(outcomes[:middle])

@@ -38,7 +38,7 @@ class EngineState:
         # The one lock of all of them guards the scheduler, and is never held during I/O or user code.
         self.lock = threading.Lock()
         self.claimable = threading.Condition(self.lock)
-        self.unprepared = threading.Condition(self.lock)
+        self.unprepared = {name: threading.Condition(self.lock) for name in models}
         #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
         #: What user code works on, and since when, by thread.
@@ -124,11 +124,12 @@ class EngineState:
                     here.append(group)
         return here
 
-    def wait_for_unprepared(self) -> list[Job] | None:
-        """Return jobs of one task whose items are to be made, as soon as there are any; None once the engine drains."""
+    def wait_for_unprepared(self, name: str) -> list[Job] | None:
+        """Return jobs of a task whose items are to be made, as soon as there are any; None once the engine drains."""
+        groups = self.tasks[name].unprepared
         with self.lock:
-            self.unprepared.wait_for(lambda: self.scheduler.draining or self.scheduler.has_unprepared)
-            return None if self.scheduler.draining else self.scheduler.next_unprepared()
+            self.unprepared[name].wait_for(lambda: self.scheduler.draining or groups)
+            return None if self.scheduler.draining else groups.popleft()
 
     def left(self, jobs: Sequence[Job], move: str) -> None:
         """Hold jobs no longer, because they were "given back" or "dropped"."""
@@ -158,7 +159,7 @@ class EngineState:
     def _queue(self, jobs: list[Job]) -> None:
         """Queue jobs of one task: an equal part for each thread, and no part so large that the device waits for it."""
         task = self.tasks[jobs[0].task]
-        size = min(-(-len(jobs) // self.options.preprocess_threads), task.options.max_batch_size)
+        size = min(-(-len(jobs) // task.options.preprocess_threads), task.options.max_batch_size)
         parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         task.unprepared += parts
-        self.unprepared.notify(len(parts))
+        self.unprepared[jobs[0].task].notify(len(parts))

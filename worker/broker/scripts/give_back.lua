@@ -1,12 +1,14 @@
--- Gives messages back to the front of their queue, in claim order.
+-- Gives messages back to the front of their queue, in claim order, or to its end if their task has rejected them.
 --
 -- KEYS  1 unacked hash   2 workers   then the queue's lists, one for each priority
 -- ARGV  1 length of the envelope's end   2 the priorities, joined by ','   3 bytes at most, but one message in any case
 --       4 beginning of the keys of running notes, to which the worker's part of a tag is added
---       5 '1' if the messages were left by a worker that died or hung: they are flagged, and deaths are counted
+--       5 '1' if the messages were left by a worker that died or hung: they are flagged, and deaths are counted;
+--         'rejected' if their task has rejected them: they are flagged, and go to the end; else ''
 --       6 that worker, if its lease must be over, else ''   7 the end of its lease, as it was read
 --       8 '1' if that worker holds nothing else: then it leaves the workers
---       then the tags, the newest first, because each message is put before those of earlier tags
+--       then the tags, the newest first, because each message is put before those of earlier tags; those of rejected
+--       messages the oldest first
 -- Reply {how many of the tags were looked at, how many messages were given back}; a tag that is no longer held is passed
 --       over. {0, 0} if that worker has refreshed its lease meanwhile, so that everything it holds is its own
 --
@@ -45,7 +47,7 @@ local function redelivered(message, died)
   return before .. info .. (string.find(info, '^{%s*$') and '' or ', ') .. '"redelivered": ' .. flag .. behind
 end
 
-local orphans, left = ARGV[5] == '1', tonumber(ARGV[3])
+local orphans, rejected, left = ARGV[5] == '1', ARGV[5] == 'rejected', tonumber(ARGV[3])
 local seen, count = 0, 0
 for index = 9, #ARGV do
   local tag = ARGV[index]
@@ -55,7 +57,8 @@ for index = 9, #ARGV do
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
-    redis.call('RPUSH', list, orphans and redelivered(message, was_running(tag)) or message)
+    if orphans or rejected then message = redelivered(message, orphans and was_running(tag)) end
+    redis.call(rejected and 'LPUSH' or 'RPUSH', list, message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1
   end

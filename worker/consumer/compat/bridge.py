@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -10,18 +11,19 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from ....batchers import Job, JobState
+from ....batchers import Job, JobState, without_text
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
 from ..wire.decode import deaths_of
-from ..wire.kombu_message import LeaseChannel, LeasedMessage, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .context import WorkerContext
 from .in_hand import InHand
 from .mishaps import Mishaps
 from .postpone import passes
+from .unserved import Unserved
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +37,14 @@ class CeleryBridge(Mishaps):
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
         self._intake = context.intake
-        self._channel = LeaseChannel(self.acknowledge, self.give_back)
+        self._channel = LeaseChannel(self.acknowledge, partial(self.give_back, rejected=True))
         self.in_hand = InHand(context.leases)
         #: The messages that somebody still refers to, by tag.
         self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
         max_waiting = [task.options.max_waiting for task in context.tasks.values()]
         self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
         self._max_bytes = context.options.held_max_bytes
-        #: Names of tasks whose messages were left to other workers.
-        self._left: set[str] = set()
+        self._unserved = Unserved(context.leases)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -52,6 +53,11 @@ class CeleryBridge(Mishaps):
         free_bytes = self._max_bytes - self._leases.held_bytes
         return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether the worker stops, so that nothing is to begin; it gives back everything that is left at the end."""
+        return self._intake.scheduler.draining or worker_state.is_cold_shutdown()
+
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Hand messages to Celery's own handler. Any thread."""
         self.in_hand.add(claims)
@@ -59,18 +65,22 @@ class CeleryBridge(Mishaps):
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            if not self._leases.holds(claim):
+            if self.leaves or not self._leases.holds(claim):
                 continue
             try:
                 message = to_kombu(claim, self._channel, self._consumer.accept)
                 self._messages[claim.tag] = message
                 self._consumer.handle_message(message)
             except Exception as exc:
-                if passes(exc):  # Celery stores that a call is revoked, for example
-                    logger.warning("Celery could not take a message, which goes back to its queue: %r", exc)
+                told = without_text(exc)
+                # A signal may have stopped Celery's pool. Celery stores that a call is revoked, for example.
+                if self.leaves or passes(exc):
+                    logger.warning("Celery could not take a message, which goes back to its queue: %s", told)
                     self.give_back(claim.tag)
                     continue
-                logger.error("A message that is none of Celery's is dropped: %r", claim.message[:200], exc_info=exc)
+                task, task_id = addressee(claim.message)
+                logger.error("A message is none of Celery's and is dropped: id %r, task %r, %s", task_id, task, told)
+                logger.debug("The dropped message begins with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
     def has(self, claim: Claim) -> bool:
@@ -82,7 +92,9 @@ class CeleryBridge(Mishaps):
         return to_request(to_kombu(claim, self._channel, self._consumer.accept), self._consumer)
 
     def enter_pool(self, request: Request) -> bool:
-        """Note that a plain task goes to Celery's pool; return False if its lease was lost, so that others run it."""
+        """Note that a plain task goes to Celery's pool; return False if it may not run here any more."""
+        if self.leaves or request.message.channel is not self._channel:  # a broadcast message, which has no lease
+            return not self.leaves
         ours = self.in_hand.enter_pool(request.message.delivery_tag)
         if not ours:
             worker_state.forget([request])
@@ -97,7 +109,7 @@ class CeleryBridge(Mishaps):
         try:
             job = _to_job(claim, request)
         except Exception as exc:
-            logger.error("%r cannot be served: %s", request, exc)
+            logger.error("%s[%s] cannot be served: %s", request.name, request.id, without_text(exc))
             worker_state.forget([request])
             self.refuse(claim.tag, exc)
             return
@@ -105,28 +117,15 @@ class CeleryBridge(Mishaps):
         self._submit(job)
 
     def leave_to_others(self, request: Request) -> None:
-        """Let any worker have the message of a task that this worker does not serve, after the length of a lease.
-
-        It is not given back at once, because it would return at once.
-        """
-        if (claim := self.in_hand.take_back(request.message.delivery_tag)) is not None:
-            self._leases.let_go([claim])
-        worker_state.forget([request])
-        name = request.task.name
-        if name not in self._left:
-            self._left.add(name)
-            logger.error(
-                "A call of %s was sent to a queue of this worker, which does not serve that task. Send such calls to "
-                "another queue, because each of them waits here for one lease before another worker may take it.",
-                name,
-            )
+        """Let any worker have the message of a task that this worker does not serve, after the length of a lease."""
+        self._unserved.leave(request, self.in_hand.take_back(request.message.delivery_tag))
 
     def withdraw(self, job: Job) -> None:
         """Let Celery announce and store that a job was revoked or has expired."""
         try:
             revoked = full_request(job.reply).revoked()
         except Exception as exc:
-            logger.exception("Celery could not revoke %s.", job.reply)
+            logger.error("Celery could not revoke %s[%s]: %s", job.task, job.id, without_text(exc))
             self.give_up(job.reply, exc)
             return
         if revoked:
@@ -149,10 +148,10 @@ class CeleryBridge(Mishaps):
         if (claim := self.in_hand.take_back(tag)) is not None:
             self._leases.acknowledge(claim)
 
-    def give_back(self, tag: str) -> None:
+    def give_back(self, tag: str, *, rejected: bool = False) -> None:
         """Give a message back, if it is still ours."""
         if (claim := self.in_hand.take_back(tag)) is not None:
-            self._leases.give_back_soon(claim)
+            self._leases.give_back_soon(claim, rejected=rejected)
 
 
 def _to_job(claim: Claim, request: Request) -> Job:

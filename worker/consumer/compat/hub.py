@@ -9,6 +9,7 @@ from typing import TypeVarTuple
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from kombu.asynchronous import Hub
 
+from ....batchers import without_text
 from ... import tuning
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,9 @@ class HubCalls:
                 with self._lock:
                     self._calls.extendleft(reversed(calls))
                 raise
-            except BaseException:  # SystemExit, too: a receiver of a signal may raise anything
-                logger.exception("A call on the hub failed: %r", function)
+            except BaseException as exc:  # SystemExit, too: a receiver of a signal may raise anything
+                name = getattr(function, "__qualname__", function)
+                logger.error("A call on the hub failed: %s: %s", name, without_text(exc))
         return ran
 
     def tick(self) -> None:

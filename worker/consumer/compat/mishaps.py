@@ -7,6 +7,7 @@ from celery.backends.base import Backend
 from celery.exceptions import ChordError, Reject, WorkerLostError
 from celery.worker.request import Request
 
+from ....batchers import without_text
 from ...broker import Claim
 from ..wire.kombu_message import addressee
 from ..wire.request import FastRequest, context_of, full_request
@@ -49,7 +50,8 @@ class Mishaps:
         self._hub.call(worker_state.forget, [request])
         claim = request.claim if isinstance(request, FastRequest) else self._leases.find(request.message.delivery_tag)
         if (isinstance(error, Reject) and error.requeue) or passes(error, request.task.backend):
-            logger.warning("%s goes back to its queue, because a server was away: %r", request, error)
+            told = without_text(error)
+            logger.warning("%s[%s] goes back, because a server was away: %s", request.name, request.id, told)
             if claim is not None:
                 self.give_back(claim.tag)
         else:
@@ -69,12 +71,12 @@ class Mishaps:
                 backend.on_chord_part_return(context_of(request), states.FAILURE, error)
         except Exception as exc:
             if may_pass(exc, backend):
-                logger.exception(
-                    "The failure of %s could not be stored. It runs again after the length of a lease.", task_id
-                )
+                told = without_text(exc)
+                logger.error("The failure of %s could not be stored. It runs again after a lease: %s", task_id, told)
                 self._leases.let_go([claim] if claim else [])
                 return
-            logger.exception("No result can ever be stored for %r, so its message is dropped.", task_id)
+            told = without_text(exc)
+            logger.error("No result can ever be stored for %r, so its message is dropped: %s", task_id, told)
             if request is not None:
                 self._tell_others(backend, request, error)
         if claim is not None:
@@ -90,10 +92,10 @@ class Mishaps:
                 if not chord:
                     raise
                 callback = self._consumer.app.signature(chord)
-                if not answered(backend, callback.id):
+                if callback.id and not answered(backend, callback.id):
                     backend.chord_error_from_stack(callback, ChordError(f"A part could not be counted: {exc!r}"))
-        except Exception:
-            logger.exception("Those who wait for %s could not be told of its failure.", request)
+        except Exception as exc:
+            logger.error("Those who wait for %s could not be told of its failure: %s", request.id, without_text(exc))
 
 
 def _mark_as_failure(

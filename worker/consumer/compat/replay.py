@@ -16,11 +16,11 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.worker.request import Request
 
-from ....batchers import BatchFailed, Outcome, WorkerDied
+from ....batchers import BatchFailed, Outcome, WorkerDied, without_text
 from ....producer import private
 from ... import tuning
 from ..wire.request import FastRequest, full_request
-from . import worker_state
+from . import control_flow, worker_state
 from .bridge import CeleryBridge
 from .context import WorkerContext
 from .postpone import PerhapsPostponed, Postponed, SentElsewhere, SteadyClient, answered, passes, steady
@@ -61,7 +61,7 @@ class OutcomeReplay:
             )
             answer = None
         except BaseException as exc:  # SystemExit, too: a receiver of a signal may raise anything
-            logger.exception("Celery could not take the outcome of %s.", reply)
+            logger.error("Celery could not take the outcome of %s[%s]: %s", reply.name, reply.id, without_text(exc))
             self._bridge.give_up(reply, exc)
             return
         if answer is None:
@@ -105,6 +105,7 @@ class OutcomeReplay:
                 if client is not None:
                     client.begin_again()
             tries += 1
+            outcome.error = control_flow.refusal(backend, reply, outcome.error)
             try:
                 answer = self._trace(full_request(reply), outcome, steady(backend, outcome, client))
             except SentElsewhere:
@@ -130,7 +131,8 @@ class OutcomeReplay:
             self._bridge.acknowledge(request.message.delivery_tag)
             raise
         except BaseException as exc:  # Celery raises the MemoryError of a task once more
-            logger.exception("Celery could not announce the outcome of %s.", request)
+            told = without_text(exc)
+            logger.error("Celery could not announce the outcome of %s[%s]: %s", request.name, request.id, told)
             self._bridge.give_up(request, exc)
 
     def _trace(self, request: Request, outcome: Outcome, backend: Backend) -> _Answer:
@@ -164,6 +166,8 @@ def _replaying(task: Task) -> Task:
 
     def run(*_: object, **__: object) -> object:
         outcome: Outcome = outcomes.current
+        if control_flow.asks_for_retry(outcome.error):
+            control_flow.retry(replay, outcome.error)
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
@@ -171,11 +175,15 @@ def _replaying(task: Task) -> Task:
     retried = private.retried(task, run)
 
     def call(_self: Task, *args: object, **kwargs: object) -> object:
-        # A retry would be a new message, whose deaths nobody has counted.
-        lost = isinstance(outcomes.current.error, WorkerLostError)
-        return (run if lost else retried)(*args, **kwargs)
+        # After a worker's death a retry would be a new message, whose deaths nobody has counted. A retry that the task
+        # asks for is not retried by `autoretry_for` as well, which might count with another `max_retries`.
+        error = outcomes.current.error
+        as_it_is = isinstance(error, WorkerLostError) or control_flow.asks_for_retry(error)
+        return (run if as_it_is else retried)(*args, **kwargs)
 
     backend = property(lambda _self: outcomes.backend)
-    replay: Task = object.__new__(type("Replay", (type(task),), {"__call__": call, "backend": backend}))
+    kind = type("Replay", (type(task),), {"backend": backend})
+    setattr(kind, "__call__", call)  # noqa: B010 - a batch task may not define it
+    replay: Task = object.__new__(kind)
     vars(replay).update(vars(task), outcomes=outcomes, __trace__=None)
     return replay

@@ -16,6 +16,11 @@ from ..wire.request import FastRequest
 _id, _name = attrgetter("id"), attrgetter("name")
 
 
+def is_cold_shutdown() -> bool:
+    """Whether the worker was told to end without waiting for what runs."""
+    return state.should_terminate is not None and state.should_terminate is not False
+
+
 def reserved(requests: Sequence[FastRequest | Request]) -> None:
     """Note requests that wait, as `state.task_reserved` does for one."""
     state.requests.update(zip(map(_id, requests), requests, strict=True))

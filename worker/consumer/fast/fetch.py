@@ -70,7 +70,7 @@ class QueueSource:
                 self._wait_for_capacity()
                 return []
         arrived = not selection.left_out and self._retry.once(
-            "wait", lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
+            "watch", lambda: self._watcher.wait(selection.queues, tuning.ARRIVAL_WAIT_S)
         )
         # The capacity cannot have become less meanwhile.
         return self._sort(self._take(selection)) if arrived and not self._intake.hung else []
@@ -111,7 +111,7 @@ class QueueSource:
             self._claim_was_small = True
             self._hub.pause()
         elif claims:
-            self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
+            self._retry.once("watch", lambda: self._watcher.wake_next_worker(more=self._leases.withheld > 0))
         return claims
 
     def _follow_up_small_claim(self) -> None:
@@ -119,7 +119,7 @@ class QueueSource:
         self._claim_was_small = False
         self._intake.wait_for_capacity(tuning.SMALL_CLAIM_HEAD_START_S)
         self._hub.resume()
-        self._retry.once("wake", lambda: self._watcher.wake_next_worker(more=False))
+        self._retry.once("watch", lambda: self._watcher.wake_next_worker(more=False))
 
     def _wait_for_capacity(self) -> None:
         self._intake.wait_for_capacity(tuning.CAPACITY_WAIT_S)

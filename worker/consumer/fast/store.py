@@ -12,7 +12,7 @@ from ....batchers import Outcome
 from ....producer import private
 from ....producer.codec.json import encode_json
 from ...broker import Leases, ResultRetention, Settled, Settlement
-from ...broker.client import same_server
+from ...broker.client import place_in_list, same_server
 from ..compat.postpone import answered, may_pass
 from ..wire.request import FastRequest
 from .encode_result import SERIALIZERS
@@ -36,8 +36,9 @@ class ResultStore:
         self._first_backend = app.backend
         #: By task: its own backend, or None if it has the app's.
         self._own: dict[str, Backend | None] = {}
-        #: By a backend's id, which nobody else gets while it stands here: the backend, and its way in one step.
-        self._ways: dict[int, tuple[Backend, OneStep | None]] = {}
+        #: By a backend's id, which nobody else gets while it stands here, and the broker of a list that is used: the
+        #: backend, and its way in one step.
+        self._ways: dict[tuple[int, int], tuple[Backend, OneStep | None]] = {}
         self._way_of(self._first_backend)
 
     def settle(self, successes: Sequence[Outcome]) -> list[Settled]:
@@ -105,10 +106,11 @@ class ResultStore:
     def _way_of(self, backend: Backend) -> OneStep | None:
         if self._extended or not private.stores_as_known(backend):  # asked each time: apps are changed at run time, too
             return None
-        if id(backend) not in self._ways:
+        key = (id(backend), place_in_list(self._broker))
+        if key not in self._ways:
             known = backend.serializer in SERIALIZERS and same_server(self._broker, backend.client)
-            self._ways[id(backend)] = (backend, OneStep(self._app, backend) if known else None)
-        return self._ways[id(backend)][1]
+            self._ways[key] = (backend, OneStep(self._app, backend) if known else None)
+        return self._ways[key][1]
 
     def _store(self, outcomes: Sequence[Outcome]) -> list[Settlement]:
         """Store results through Celery's backends; return settlements of those that are stored or need not be.

@@ -47,10 +47,10 @@ class LeaseChannel:
     codecs = Channel.codecs
     decode_body = Channel.decode_body
 
-    def __init__(self, acknowledge: Callable[[str], None], give_back: Callable[[str], None]) -> None:
-        """Call `acknowledge(tag)` for messages that are through, and `give_back(tag)` for those to be requeued."""
+    def __init__(self, acknowledge: Callable[[str], None], requeue: Callable[[str], None]) -> None:
+        """Call `acknowledge(tag)` for messages that are through, and `requeue(tag)` for those that are not."""
         self._acknowledge = acknowledge
-        self._give_back = give_back
+        self._requeue = requeue
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002 - kombu's signature
         """Acknowledge the message."""
@@ -58,7 +58,7 @@ class LeaseChannel:
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give up on the message, or give it back."""
-        (self._give_back if requeue else self._acknowledge)(delivery_tag)
+        (self._requeue if requeue else self._acknowledge)(delivery_tag)
 
 
 def to_kombu(
