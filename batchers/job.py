@@ -17,7 +17,7 @@ ClosedBy = Literal[
     "age",  # max_wait_ms was over, or one of its jobs had waited max_age_ms and so ran before other jobs.
     "nothing left",  # No other waiting job can join it.
     "cost",  # One more job would cost more than it saves.
-    "suspect",  # A worker died while it ran this job, which therefore runs alone.
+    "suspect",  # A worker died while it worked on this job, which therefore runs alone.
 ]
 
 
@@ -66,10 +66,14 @@ class Job(msgspec.Struct, eq=False):
     prepared_at: float = 0.0
     #: Bytes of its message, which is held as long as the job is; 0 if there is none.
     size: int = 0
-    #: Workers that died while they ran it. It is a suspect from the first on, and runs alone.
-    deaths: int = 0
-    #: Whether its message was under a lease that ran out: its worker died or hung, whatever it ran then.
+    #: Whether its message was delivered before, so that its worker died or hung, whatever it worked on then.
     redelivered: bool = False
+    #: Leases on its message that ran out.
+    lost: int = 0
+    #: Of these, how many ran out while user code worked on it. It is a suspect from the first on, and runs alone.
+    deaths: int = 0
+    #: Of these deaths, how many came while user code worked on nothing else.
+    lone_deaths: int = 0
     #: Changed by the engine's scheduler alone.
     state: JobState = JobState.NEW
 

@@ -70,6 +70,10 @@ class TaskOptions(Options, frozen=True, kw_only=True):
     #: object that they use, must be thread-safe.
     preprocess_threads: Annotated[int, Meta(ge=1, le=1_000, description="a whole number from 1 to 1,000")] = 1
 
+    #: Deliveries of one job, at most: each time its lease ran out, because its worker died, hung or lost its
+    #: connection, it is delivered again. After that it fails, and is kept with the dead letters.
+    max_deliveries: Annotated[int, Meta(ge=1, le=1_000_000, description="a whole number from 1 to 1,000,000")] = 20
+
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = [*self.preferred_batch_sizes]
@@ -101,5 +105,11 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
     claim_max_bytes: _Bytes = 32 * 1024 * 1024
     #: Bytes of messages held at once (waiting, running, settling), at most; each batch task may hold an equal share.
     held_max_bytes: _Bytes = 256 * 1024 * 1024
+    #: Dead letters of one queue (messages of jobs that were given up) that are kept, at most; 0: none are kept.
+    dead_letters: Annotated[int, Meta(ge=0, le=1_000_000, description="a whole number from 0 to 1,000,000")] = 1_000
+    #: Bytes of the dead letters of one queue, at most (the newest is kept whatever its size).
+    dead_letters_max_bytes: _Bytes = 64 * 1024 * 1024
+    #: Seconds that a dead letter is kept.
+    dead_letters_max_age_s: _TimeLimit = 604_800.0
     #: Seconds that a stopping worker waits for its running batch.
     drain_timeout_s: _Seconds = 60.0

@@ -31,7 +31,7 @@ rest is imported from `celery.worker` or overridden in a class.
 | name | what for | who uses it |
 |---|---|---|
 | `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
-| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message` | overridden | consumer |
+| `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message`, `.on_unknown_task` | overridden | refusals |
 | `Consumer.on_close`, `.stop`, `.shutdown`, `.cancel_active_requests` | overridden | consumer |
 | `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
 | `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
@@ -76,7 +76,13 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
 from celery.backends import base as base_backend
 from celery.backends import redis as redis_backend
-from celery.backends.redis import CHORD_CLEANUP_LUA, CHORD_PART_RETURN_LUA, RedisBackend, ResultConsumer
+from celery.backends.redis import (
+    CHORD_CLEANUP_LUA,
+    CHORD_PART_RETURN_LUA,
+    RedisBackend,
+    ResultConsumer,
+    SentinelBackend,
+)
 from celery.utils.functional import head_from_fun as head_from_fun
 from celery.utils.saferepr import saferepr as saferepr
 from kombu import Consumer
@@ -223,12 +229,12 @@ def is_changed(backend: Any) -> bool:
 
 
 def stores_as_known(backend: Any) -> bool:
-    """Whether a backend is Celery's Redis backend, unchanged, with a serializer that writes what ours does."""
+    """Whether a backend is Celery's for Redis or Sentinel, unchanged, with a serializer that writes what ours does."""
     encoder = getattr(registry._encoders.get("json"), "encoder", None)
     return (
-        type(backend) is RedisBackend
+        type(backend) in (RedisBackend, SentinelBackend)
         and not is_changed(backend)
-        and _functions(RedisBackend) == _OWN_FUNCTIONS
+        and _functions(type(backend)) == _OWN_FUNCTIONS
         and (backend.serializer != "json" or encoder is kombu_json.dumps)
     )
 

@@ -50,6 +50,9 @@ CHECK_OWNERS_S = 1.0
 #: Leases for which a running note outlives the time limit of a batch: one until the lease has run out, and two until
 #: another worker, which may have to start first, finds the orphan.
 NOTE_LEASES = 3
+#: Steps of user code during which the note of one batch holds, each as long as the time limit: a suspect is prepared,
+#: run and postprocessed under one note.
+NOTE_STEPS = 3
 #: Answers to notes that may be unread. Half of them are read in one go, because each look at a socket costs the GIL;
 #: the server is then never so far behind that the device would have to wait.
 NOTE_ANSWERS = 64
@@ -101,9 +104,11 @@ QUICK_SETTLE_EACH_S = 0.0005
 #: Outcomes after which the settle thread adds no more to one step: what one settle script may take.
 SETTLE_TOGETHER = 500
 
-#: Deaths of workers after which a job that ran meanwhile does not run again. After its first death it runs alone, so
-#: the second is its own or a coincidence, and the third is proof.
-MAX_DEATHS = 3
+#: Deaths of workers after which a job that ran meanwhile does not run again, and how many of them must have come while
+#: it ran alone. After its first death it runs alone, so the second is its own or a coincidence, and the third is proof.
+MAX_DEATHS, MAX_LONE_DEATHS = 3, 2
+#: Seconds after which a worker asks again whether its suspect may run, while another worker runs one.
+SUSPECT_PAUSE_S = 0.25
 
 #: Seconds that a drain waits for jobs whose preparation has begun, so that all jobs go back together and in order.
 GIVE_BACK_TOGETHER_S = 1.0

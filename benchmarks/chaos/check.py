@@ -161,7 +161,7 @@ def figures(record: Record, verdict: Verdict) -> dict[str, float | int | str]:
         "deaths": sum(not each.cause for each in record.exits),
         "kills": sum(each.cause == "kill" for each in record.exits),
         "poisons": len(poison),
-        "poison_runs_max": max((_executions(record.runs.get(key, []))[0] for key in poison), default=0),
+        "poison_deaths_max": max((sum(run.cut for run in record.runs.get(key, ())) for key in poison), default=0),
     }
 
 

@@ -158,7 +158,7 @@ def test_the_figures_count_executions_and_the_time_until_orphans_are_answered() 
     )
     found = figures(seen, judge(seen))
     assert (found["lost"], found["wrong"], found["stuck"]) == (0, 0, 0)
-    assert (found["executed_twice"], found["innocents_rerun"], found["poison_runs_max"]) == (0, 1, 1)
+    assert (found["executed_twice"], found["innocents_rerun"], found["poison_deaths_max"]) == (0, 1, 1)
     assert (found["orphans"], found["orphans_max_s"], found["deaths"]) == (1, 4.0, 1)
     assert (found["recovery_p50_s"], found["recovery_max_s"]) == (0.5, 4.0)
 

@@ -148,45 +148,56 @@ def test_a_refresh_finds_out_which_leases_were_lost(
     assert slow.still_held(claims) == [True, False, True]
 
 
-ODD_MESSAGES: dict[str, tuple[bytes, Any]] = {
-    "kombu's": (message("a"), True),
-    "compact": (json.dumps(json.loads(message("a")), separators=(",", ":")).encode(), True),
-    "no delivery_info": (b'{"body": "", "properties": {}}', None),
-    "an empty delivery_info": (b'{"properties": {"delivery_info": {}}}', True),
-    "spaces in an empty delivery_info": (b'{"properties": {"delivery_info": {  } } }', True),
-    "redelivered before": (message("a", redelivered=True), True),
-    "said not to be": (message("a", redelivered=False), True),
+ODD_MESSAGES: dict[str, bytes] = {
+    "kombu's": message("a"),
+    "compact": json.dumps(json.loads(message("a")), separators=(",", ":")).encode(),
+    "spread over lines": json.dumps(json.loads(message("a")), indent=1).encode(),
+    "no delivery_info": b'{"body": "", "properties": {}}',
+    "no delivery_info among properties": b'{"properties":{"priority":3}}',
+    "a delivery_info that is null": b'{"properties": {"delivery_info": null}}',
+    "an empty delivery_info": b'{"properties": {"delivery_info": {}}}',
+    "spaces in an empty delivery_info": b'{"properties": {"delivery_info": {  } } }',
+    "properties first": b'{"properties" : {"delivery_info" : {"redelivered" : false , "x" : [1, {}]}}, "headers": {}}',
+    "redelivered before": message("a", redelivered=True),
+    "said not to be": message("a", redelivered=False),
+    "said in an odd way": message("a", redelivered={"a": "}"}),
+    "escaped names": b'{"pr\\u006fperties": {"delivery_inf\\u006f": {"redelivere\\u0064": 7}}}',
+    "names twice": b'{"properties": {"delivery_info": {"redelivered": 1}, "delivery_info": {"redelivered": 2}}}',
+    "a queue with braces": message("a", queue='{work}:x y\\"é\u2028'),
     "a header of that name": (
-        b'{"headers": {"delivery_info": {"x": 1}}, "properties": {"delivery_info": {"exchange": ""}}}',
-        True,
+        b'{"headers": {"delivery_info": {"x": 1}}, "properties": {"delivery_info": {"exchange": ""}}}'
     ),
-    "a header that says so": (
-        b'{"headers": {"redelivered": true}, "properties": {"delivery_info": {"exchange": ""}}}',
-        True,
-    ),
-    "the words in a text": (
-        json.dumps(
-            {
-                "headers": {"x": '"delivery_info": {"redelivered": true'},
-                "properties": {"delivery_info": {"exchange": ""}},
-            }
-        ).encode(),
-        True,
-    ),
+    "a header that says so": (b'{"headers": {"redelivered": true}, "properties": {"delivery_info": {"exchange": ""}}}'),
+    "a delivery_info in a list behind": b'{"properties": {"delivery_info": {}, "x": [{"delivery_info": {"a": 1}}]}}',
+    "odd numbers": b'{"headers": {"x": [1e400, -0.0, 123456789012345678901, {}, []]}, "properties": {}}',
+    "the words in a text": json.dumps(
+        {
+            "headers": {"x": '"delivery_info": {"redelivered": true'},
+            "properties": {"delivery_info": {"exchange": ""}},
+        }
+    ).encode(),
 }
 
 
-@pytest.mark.parametrize(("raw", "flag"), ODD_MESSAGES.values(), ids=ODD_MESSAGES)
-def test_an_orphan_says_that_it_was_delivered_before(
-    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue, raw: bytes, flag: Any
+def delivered(raw: bytes) -> tuple[Any, dict[str, Any]]:
+    """What a message says of its deliveries, and all else that it says."""
+    whole = json.loads(raw)
+    info = whole["properties"].pop("delivery_info", None) or {}
+    said = info.pop("redelivered", None), info.pop("batchery_lost", None)
+    return said, {**whole, "delivery_info": info}
+
+
+@pytest.mark.parametrize("raw", ODD_MESSAGES.values(), ids=ODD_MESSAGES)
+def test_an_orphan_says_how_often_it_was_lost_whatever_it_looks_like(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue, raw: bytes
 ) -> None:
     redis_client.lpush("work", raw)
     orphaned(make_leases, lists).sweep()
+    orphaned(make_leases, lists, running=[0]).sweep()
     (after,) = lists.raw()
-    decoded, original = json.loads(after), json.loads(raw)
-    assert decoded["properties"].pop("delivery_info", {}).pop("redelivered", None) == flag
-    assert original["properties"].pop("delivery_info", {}).pop("redelivered", None) in (None, True, False)
-    assert decoded == original
+    said, rest = delivered(after)
+    assert said == (True, [2, 1, 1])
+    assert rest == delivered(raw)[1]
 
 
 @pytest.mark.parametrize("raw", [b"", b"no json", b"\x00\xff", b'{"delivery_info'])
@@ -208,13 +219,15 @@ def test_a_message_given_back_by_its_holder_does_not_count_as_delivered(
 
 # -- Deaths ------------------------------------------------------------------------------------------------------------
 
-#: Stands for a message without the flag.
-ABSENT = ...
-
 
 def info_of(raw: bytes) -> dict[str, Any]:
     info: dict[str, Any] = json.loads(raw)["properties"]["delivery_info"]
     return info
+
+
+def lost(raw: bytes) -> Any:
+    """How often a message was lost: at all, while user code worked on it, while it worked on nothing else."""
+    return json.loads(raw)["properties"]["delivery_info"].get("batchery_lost")
 
 
 def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_counts_no_death(
@@ -230,26 +243,53 @@ def test_a_message_that_its_task_rejects_goes_to_the_end_as_redelivered_and_coun
         leases.give_back_soon(claims[place], rejected=True)
     leases.flush()
     assert lists.labels() == ["a", "b", 0, 1, 2, 3]
-    assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, 2]
+    assert [info_of(raw).get("redelivered") for raw in lists.raw()] == [None, None, True, True, True, True]
+    assert [lost(raw) for raw in lists.raw()][2:] == [[0, 0, 0]] * 4, "a task's own decision is no lost delivery"
     assert labels(leases.held()) == ["kept"]
 
 
 @pytest.mark.parametrize(
-    ("flag", "ran", "waited"),
+    ("before", "after"),
     [
-        *((flag, 1, True) for flag in (ABSENT, False, True, None, 0, -3, 1.5, "x", "")),
-        *((deaths, deaths + 1, deaths) for deaths in (1, 2, 9, 99)),
+        *((odd, [1, 1, 1]) for odd in (None, "x", 7, [], [1], [1, 2, "3"], [1, -2, 3], [1.5, 0, 0], {"a": [1, 2, 3]})),
+        ([1, 0, 0], [2, 1, 1]),
+        ([20, 3, 1], [21, 4, 2]),
+        ([10**30, 0, 0], [10**6 + 1, 1, 1]),
     ],
     ids=repr,
 )
-def test_only_an_orphan_that_ran_counts_one_death_more(
-    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, flag: object, ran: int, waited: object
+def test_counts_go_on_from_those_of_before_and_odd_ones_begin_anew(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, before: Any, after: list[int]
 ) -> None:
-    info: dict[str, Any] = {} if flag is ABSENT else {"redelivered": flag}
-    redis_client.lpush("work", message("a", **info), message("b", **info))
+    redis_client.lpush("work", message("a", batchery_lost=before))
     orphaned(make_leases, lists, running=[0]).sweep()
-    flags = [info_of(raw)["redelivered"] for raw in lists.raw()]
-    assert list(map(repr, flags)) == [repr(ran), repr(waited)]
+    assert [lost(raw) for raw in lists.raw()] == [after]
+
+
+def test_only_an_orphan_on_which_user_code_worked_counts_a_death(
+    make_leases: MakeLeases, lists: Lists, queue: Queue
+) -> None:
+    """And only if it worked on nothing else, this is evidence against the one orphan."""
+    lists.put(*range(4))
+    orphaned(make_leases, lists, running=[0, 2]).sweep()
+    assert [lost(raw) for raw in lists.raw()] == [[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    lists.client.delete(queue.workers)  # so that no other worker has a share
+    orphaned(make_leases, lists, running=[2]).sweep()
+    assert [lost(raw) for raw in lists.raw()] == [[2, 1, 0], [2, 0, 0], [2, 2, 1], [2, 0, 0]]
+
+
+@pytest.mark.parametrize("prefix", ["", "{site}:", "a b "])
+@pytest.mark.parametrize(
+    "name", ["{work}", "a:b", "a b", "ünï cödé", 'quo"te', "back\\slash", "[x]*?", "work\x06\x163"]
+)
+def test_deaths_are_counted_whatever_the_queue_is_called(
+    make_leases: MakeLeases, redis_client: redis.Redis, name: str, prefix: str
+) -> None:
+    lists = Lists(redis_client, Queue(name, prefix))
+    lists.put("a")
+    lists.put("b", priority=6)
+    orphaned(make_leases, lists, running=[0]).sweep()
+    assert [(label_of(raw), lost(raw)) for raw in lists.raw()] == [("a", [1, 1, 1]), ("b", [1, 0, 0])]
 
 
 def test_every_worker_has_a_note_of_its_own(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
@@ -262,30 +302,28 @@ def test_every_worker_has_a_note_of_its_own(make_leases: MakeLeases, lists: List
     other = make_leases()
     other.claim([queue], 0, 0)
     assert other.sweep() == 4
-    flags = {label_of(raw): info_of(raw)["redelivered"] for raw in lists.raw()}
-    assert flags == {0: 1, 1: True, 2: True, 3: 1}
+    assert {label_of(raw): lost(raw)[1] for raw in lists.raw()} == {0: 1, 1: 0, 2: 0, 3: 1}
 
 
 #: Texts that look like what the script looks for.
 lures = st.sampled_from(
-    ['"redelivered": 7', 'x"redelivered', '\\"redelivered": 7', '"delivery_info": {', ", 7", "true"]
+    ['"redelivered": 7', 'x"redelivered', '\\"redelivered": 7', '"delivery_info": {', ", 7", "true", "}", "]", "\\"]
 )
 texts = st.text(st.characters(codec="utf-8"), max_size=8) | lures
-without_braces = texts.filter(lambda text: "{" not in text and "}" not in text)
-numbers = st.integers(0, 10**6)
-scalars = st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts
-infos = st.dictionaries(
-    without_braces.filter(lambda name: name != "redelivered"),
-    without_braces | numbers | st.booleans() | st.none(),
-    max_size=4,
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
 )
+names = texts | st.sampled_from(["redelivered", "delivery_info", "properties"])
+counts = st.none() | st.lists(st.integers(0, 10**6 - 1), min_size=3, max_size=3)
 orphans = st.fixed_dictionaries(
     {
-        "headers": st.dictionaries(texts, scalars | st.dictionaries(texts, scalars, max_size=3), max_size=4),
-        "info": infos,
-        "flag": st.just(ABSENT) | st.none() | st.booleans() | numbers | without_braces,
-        "place": st.integers(0, 4),
-        "compact": st.booleans(),
+        "before": st.dictionaries(names, values, max_size=3),
+        "properties": st.dictionaries(names, values, max_size=3),
+        "info": st.none() | st.dictionaries(names, values, max_size=4),
+        "counts": counts,
+        "behind": st.dictionaries(texts, values, max_size=2),
+        "separators": st.sampled_from([None, (",", ":"), (" ,\n", " :\t")]),
         "ascii": st.booleans(),
         "ran": st.booleans(),
     }
@@ -293,36 +331,35 @@ orphans = st.fixed_dictionaries(
 
 
 def written(orphan: dict[str, Any]) -> bytes:
-    """A message with this `delivery_info`, of which the flag is not always the last part."""
-    items = list(orphan["info"].items())
-    if orphan["flag"] is not ABSENT:
-        items.insert(orphan["place"], ("redelivered", orphan["flag"]))
-    properties = {"correlation_id": "x", "delivery_info": dict(items), "priority": 0}
-    separators = (",", ":") if orphan["compact"] else None
-    whole = {"body": "", "headers": orphan["headers"], "properties": properties}
-    return json.dumps(whole, separators=separators, ensure_ascii=orphan["ascii"]).encode()
+    """A message with such properties, somewhere among its members."""
+    info, properties = orphan["info"], dict(orphan["properties"])
+    if info is not None:
+        properties["delivery_info"] = info if orphan["counts"] is None else {**info, "batchery_lost": orphan["counts"]}
+    whole = {**orphan["before"], "properties": properties, **orphan["behind"]}
+    return json.dumps(whole, separators=orphan["separators"], ensure_ascii=orphan["ascii"]).encode()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(st.lists(orphans, min_size=1, max_size=6))
-def test_whatever_a_message_holds_only_its_flag_changes(
+def test_whatever_a_message_holds_only_its_deliveries_change(
     make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, some: list[dict[str, Any]]
 ) -> None:
     """Python's own JSON is the oracle."""
     redis_client.flushdb()
-    expected = []
-    for orphan in some:
-        raw = written(orphan)
+    raws = list(map(written, some))
+    for raw in raws:
         redis_client.lpush("work", raw)
-        whole = json.loads(raw)
-        flag = orphan["flag"]
-        deaths = (flag if type(flag) is int else 0) + orphan["ran"]
-        whole["properties"]["delivery_info"]["redelivered"] = deaths or True
-        expected.append(whole)
     running = [place for place, orphan in enumerate(some) if orphan["ran"]]
     assert orphaned(make_leases, lists, running).sweep() == len(some)
-    after = [json.loads(raw) for raw in lists.raw()]
-    assert after == expected
-    assert [repr(info_of(raw)["redelivered"]) for raw in lists.raw()] == [
-        repr(whole["properties"]["delivery_info"]["redelivered"]) for whole in expected
-    ]
+    expected = []
+    for raw, orphan in zip(raws, some, strict=True):
+        whole = json.loads(raw)
+        if isinstance(whole["properties"], dict):  # a name behind may have replaced it
+            info = whole["properties"].get("delivery_info")
+            info = info if isinstance(info, dict) else {}
+            old = orphan["counts"] if info.get("batchery_lost") == orphan["counts"] and orphan["counts"] else [0, 0, 0]
+            more = [1, orphan["ran"], orphan["ran"] and len(running) == 1]
+            new = [before + after for before, after in zip(old, more, strict=True)]
+            whole["properties"]["delivery_info"] = {**info, "redelivered": True, "batchery_lost": new}
+        expected.append(whole)
+    assert [json.loads(raw) for raw in lists.raw()] == expected

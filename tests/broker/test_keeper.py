@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,6 +75,21 @@ def test_a_lease_that_its_worker_does_not_refresh_is_refreshed_by_the_keeper_unt
     assert lists.leased() == {claims[0].tag}
     process.stop()
     wait_until(other.sweep, "the lease has run out")
+
+
+def test_a_beat_that_comes_together_with_the_charge_counts(redis_url: str, redis_client: redis.Redis) -> None:
+    """The worker may have held the GIL ever since."""
+    redis_client.zadd("workers", {"w": 1e12})
+    parameters = {name: client_of(redis_url).connection_pool.connection_kwargs[name] for name in ("host", "port", "db")}
+    charge = {"pid": os.getpid(), "worker": "w", "lease_s": 5, "connection": "Connection", "parameters": parameters}
+    beat = {"at": time.monotonic(), "limit_s": 1000, "keys": ["workers"], "refreshed_at": 0.0}
+    with subprocess.Popen([sys.executable, "-P", keeper.__file__], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(charge).encode() + b"\n" + json.dumps(beat).encode() + b"\n")
+        process.stdin.flush()
+        wait_until(lambda: (redis_client.zscore("workers", "w") or 0.0) < 1e12, "the lease is refreshed")
+        process.stdin.close()
+        assert process.wait(30) == 0
 
 
 def test_a_keeper_that_died_is_started_again(

@@ -92,6 +92,24 @@ def claimed(leases: Leases, queue: Queue) -> bool:
         return False
 
 
+def test_a_connection_that_waits_for_an_old_master_while_it_is_made_goes_on_at_the_new_one(
+    pair: Pair, sentinel: Sentinel, queue: Queue
+) -> None:
+    with Connection(sentinel.url, transport_options={"master_name": "mymaster"}) as connection:
+        pool = connection.default_channel.pool
+        client = connect(pool.connection_class, {**pool.connection_kwargs, "socket_timeout": LONG})
+        pair.master.pause()
+        claiming = threading.Thread(target=fails_to_claim, args=(client, queue))
+        claiming.start()
+        wait_until(lambda: sentinel.master() == pair.replica.port, "another one is the master")
+        claiming.join(10)
+        assert not claiming.is_alive()
+
+
+def fails_to_claim(client: redis.Redis, queue: Queue) -> None:
+    claimed(Leases(client, lease_s=30), queue)
+
+
 def test_behind_one_address_a_worker_leaves_the_server_that_has_become_a_replica(pair: Pair, queue: Queue) -> None:
     with proxied(pair.master.port) as proxy:
         leases = Leases(client_of(proxy.url), lease_s=30)

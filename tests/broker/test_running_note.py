@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -111,3 +112,22 @@ def test_a_note_that_the_server_refuses_is_told_and_raises_nothing(
     note.write(["w:2.0"])
     wait_for(redis_client, b"w:2.0")
     assert "invalid expire" in caplog.text
+
+
+def test_a_note_names_the_work_of_all_threads_until_it_is_over(note: RunningNote, redis_client: redis.Redis) -> None:
+    note.write(["w:1.0", "w:2.0"])
+    noted, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        note.write(["w:3.0"])
+        noted.set()
+        over.wait(20)
+        note.write([])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert noted.wait(20)
+    wait_for(redis_client, b"w:1.0 w:2.0 w:3.0")
+    over.set()
+    thread.join()
+    wait_for(redis_client, b"w:1.0 w:2.0 ")

@@ -24,6 +24,7 @@ BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "look_ahead": ([10_001, *COUNT], "a whole number of batches from 1 to 10,000"),
     "max_age_ms": ([-1, -INF, NAN, "5", None, True], "a number of ms from 0 up, or inf"),
     "batch_time_limit_s": ([0, 1e6 + 1, *AMOUNT], "a number of seconds above 0, up to 1,000,000"),
+    "max_deliveries": ([1_000_001, *COUNT], "a whole number from 1 to 1,000,000"),
     "preprocess_threads": ([1001, *COUNT], "a whole number from 1 to 1,000"),
 }
 BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
@@ -33,6 +34,9 @@ BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "lease_s": ([0, 0.5, 1e6 + 1, *AMOUNT], "a number of seconds from 1 to 1,000,000"),
     "claim_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
     "held_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "dead_letters": ([1_000_001, -1, 1.0, "64", None, True], "a whole number from 0 to 1,000,000"),
+    "dead_letters_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "dead_letters_max_age_s": ([0, 1e6 + 1, *AMOUNT], "a number of seconds above 0, up to 1,000,000"),
     "drain_timeout_s": ([1e6 + 1, *AMOUNT], "a number of seconds from 0 to 1,000,000"),
 }
 BAD = [

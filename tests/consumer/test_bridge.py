@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.batchers import Job, JobState
+from batchery.batchers import Batch, Job, JobState
 from batchery.configs import WorkerOptions
-from batchery.worker.broker import Claim, Queue
+from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
+from batchery.worker.consumer.compat.dead_letters import why_given_up
+from batchery.worker.consumer.fast.settle import CelerySink
+from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
 from celery.exceptions import InvalidTaskError, Reject
 from celery.worker import state
 from kombu.exceptions import OperationalError
+
+from tests.support.envelopes import message
 
 QUEUE = Queue("celery")
 
@@ -34,6 +39,10 @@ class FakeLeases:
         self.claims: dict[str, Claim] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
+        self.buried: list[DeadLetter] = []
+        #: Raised by `bury`.
+        self.error: Exception | None = None
+        self.scripts = self
         self.gone: list[str] = []
 
     def find(self, tag: str) -> Claim | None:
@@ -45,8 +54,14 @@ class FakeLeases:
     def acknowledge(self, claim: Claim) -> None:
         self.acknowledged.append(claim.tag)
 
-    def give_back_soon(self, claim: Claim) -> None:
+    def give_back_soon(self, claim: Claim, *, rejected: bool = False) -> None:
         self.given_back.append(claim.tag)
+
+    def bury(self, claim: Claim, letter: DeadLetter, limits: LetterLimits) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.buried.append(letter)
+        return True
 
     def let_go(self, claims: list[Claim]) -> None:
         self.gone += [claim.tag for claim in claims]
@@ -77,7 +92,10 @@ class Bench:
         self.takes_jobs = True
         self.handled: list[Any] = []
         consumer = SimpleNamespace(
-            accept={"application/json"}, handle_message=self.handled.append, app=SimpleNamespace(backend=self.backend)
+            accept={"application/json"},
+            handle_message=self.handled.append,
+            app=SimpleNamespace(backend=self.backend),
+            hostname="worker@here",
         )
         self.bridge = CeleryBridge(
             WorkerContext(
@@ -87,7 +105,7 @@ class Bench:
                 leases=self.leases,  # type: ignore[arg-type]
                 hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
                 retry=None,  # type: ignore[arg-type]
-                intake=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+                intake=SimpleNamespace(submit=self._submit, scheduler=SimpleNamespace(draining=False)),  # type: ignore[arg-type]
             )
         )
 
@@ -102,12 +120,15 @@ class Bench:
         claim = self.leases.claims[tag] = Claim(tag, QUEUE, message, 1)
         return claim
 
-    def request(self, tag: str, **changes: Any) -> Any:
+    def request(self, tag: str, delivery_info: Any = None, **changes: Any) -> Any:
         """A request that Celery has accepted, of a message in its hands."""
         self.bridge.hand_over([self.claim(tag)])
-        values = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None, "delivery_info": {"priority": 3}}
-        message = SimpleNamespace(delivery_tag=tag)
-        return Request(message=message, task=SimpleNamespace(name="t"), **{**values, **changes})
+        values: dict[str, Any] = {"id": "an-id", "args": [1], "kwargs": {}, "expires": None}
+        info = delivery_info or {"priority": 3}
+        message = SimpleNamespace(delivery_tag=tag, delivery_info=info, channel=self.bridge._channel)
+        return Request(
+            name="t", message=message, delivery_info=info, task=SimpleNamespace(name="t"), **{**values, **changes}
+        )
 
 
 class Request:
@@ -139,6 +160,78 @@ def test_an_unreadable_message_fails_the_call_that_it_names(bench: Bench) -> Non
 def test_an_unreadable_message_that_names_no_call_is_dropped(bench: Bench) -> None:
     bench.bridge.hand_over([bench.claim("a", b"no message")])
     assert (bench.backend.failures, bench.leases.acknowledged) == ({}, ["a"])
+
+
+def test_a_message_that_is_dropped_is_kept_with_a_reason_that_quotes_nothing(bench: Bench) -> None:
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE), bench.claim("b", b"secret")])
+    letters = [(letter.id, letter.task, letter.worker) for letter in bench.leases.buried]
+    assert letters == [("an-id", "t", "worker@here"), ("b", None, "worker@here")]
+    assert {letter.reason for letter in bench.leases.buried} == {"The message was refused (InvalidTaskError)."}
+
+
+def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
+    bench.leases.error = redis.ConnectionError()
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
+    assert (bench.leases.acknowledged, bench.leases.gone, bench.backend.failures) == ([], ["a"], {})
+
+
+def test_a_message_that_can_never_be_kept_is_answered_all_the_same(bench: Bench) -> None:
+    """For example where access rules forbid it: otherwise its caller would wait for ever."""
+    bench.leases.error = redis.exceptions.NoPermissionError("this user has no permissions")
+    bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
+    assert list(bench.backend.failures) == ["an-id"]
+    assert bench.leases.acknowledged == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "runs"),
+    [
+        (True, True),
+        (False, False),
+        (redis.ConnectionError(), False),
+        (redis.exceptions.NoPermissionError("this user has no permissions"), True),
+    ],
+    ids=repr,
+)
+def test_a_suspect_waits_for_its_server_but_not_for_rights_that_it_will_never_get(answer: Any, runs: bool) -> None:
+    def may_run(claim: Claim) -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    job = Job("an-id", "t", [1], {}, SimpleNamespace(claim=Claim("a", QUEUE, b"", 1)), 0.0, 1, deaths=1)
+    sink: Any = SimpleNamespace(_leases=SimpleNamespace(scripts=SimpleNamespace(may_run_suspect=may_run)))
+    assert CelerySink.admits(sink, Batch("t", [job], "suspect")) == runs
+
+
+def test_a_batch_stays_noted_after_its_error_because_the_error_may_end_the_engine() -> None:
+    """Other threads' work is noted while it lasts, and the device thread's until its next batch starts."""
+    notes: list[list[str]] = []
+    call = SimpleNamespace(claim=Claim("a", QUEUE, b"", 1))
+    jobs = [Job("an-id", "t", [1], {}, call, 0.0, 1, redelivered=True)]
+    sink: Any = SimpleNamespace(
+        _note=SimpleNamespace(write=notes.append),
+        _hub=SimpleNamespace(call=lambda *_: None),
+        _device_thread=0,
+        _started=None,
+    )
+    CelerySink.started(sink, Batch("t", jobs, "full", quick=True))
+    CelerySink.working(sink, jobs, begins=True)
+    CelerySink.working(sink, jobs, begins=False)
+    assert notes == [["a"]]
+    sink._device_thread = 0
+    CelerySink.working(sink, jobs, begins=True)
+    CelerySink.working(sink, jobs, begins=False)
+    assert notes == [["a"], ["a"], []]
+
+
+@pytest.mark.parametrize(("lost", "fails"), [(19, False), (20, True)])
+def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(lost: int, fails: bool) -> None:
+    raw = message(delivery_info={"batchery_lost": [lost, 0, 0]})
+    channel = LeaseChannel(lambda tag: None, lambda tag: None)
+    delivered = to_kombu(Claim("a", QUEUE, raw, 1), channel, {"application/json"})
+    assert (why_given_up(delivered, ()) is not None) == fails
+    assert why_given_up(delivered, ["echo"]) is None, "of a batch task the engine decides"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +329,6 @@ def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
 
 
 def test_a_request_of_celerys_counts_the_workers_that_died(bench: Bench) -> None:
-    for flag in (True, 2, "2"):
-        bench.bridge.take(bench.request("a", delivery_info={"priority": 3, "redelivered": flag}))
-    assert [job.deaths for job in bench.submitted] == [0, 2, 0]
+    for counts in (None, [4, 2, 1], "2"):
+        bench.bridge.take(bench.request("a", delivery_info={"priority": 3, "batchery_lost": counts}))
+    assert [(job.lost, job.deaths, job.lone_deaths) for job in bench.submitted] == [(0, 0, 0), (4, 2, 1), (0, 0, 0)]

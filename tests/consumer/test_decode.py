@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchery.worker.consumer.wire.decode import decode
+from batchery.worker.consumer.wire.decode import FastCall, decode, lost_of
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,11 +168,30 @@ def test_protocol_1_is_left_to_celery() -> None:
     assert decode(b'{"id": "x", "task": "t", "args": [], "kwargs": {}}', ACCEPT) is None
 
 
+def decode_delivered(**info: Any) -> FastCall | None:
+    return decode(message(delivery_info={"exchange": "", "routing_key": "celery", **info}), ACCEPT)
+
+
 @pytest.mark.parametrize(
-    ("flag", "deaths"),
-    [(None, None), (False, 0), (True, 0), (0, 0), (2, 2), (10**30, 3), (-1, 0), (1.5, None)],
+    ("counts", "lost"),
+    [([3, 2, 1], (3, 2, 1)), ([10**12, 0, 0], (10**6, 0, 0)), ([-1, 0, 0], (0, 0, 0))],
     ids=repr,
 )
-def test_the_flag_of_a_redelivered_message_counts_the_workers_that_died(flag: Any, deaths: int | None) -> None:
-    call = decode(message(delivery_info={"exchange": "", "routing_key": "celery", "redelivered": flag}), ACCEPT)
-    assert (call and call.deaths) == deaths
+def test_a_redelivered_message_says_how_often_it_was_lost(counts: Any, lost: Any) -> None:
+    call = decode_delivered(redelivered=True, batchery_lost=counts)
+    assert call is not None
+    assert (call.redelivered, call.lost) == (True, lost)
+    assert lost_of(counts) == lost
+
+
+@pytest.mark.parametrize("counts", [None, "x", 7, [1, 2], [1, 2, 3, 4], [1.5, 0, 0], {}], ids=repr)
+def test_counts_that_nobody_wrote_are_left_to_celery_and_are_none(counts: Any) -> None:
+    assert decode_delivered(batchery_lost=counts) is None
+    assert lost_of(counts) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("flag", "redelivered"), [(True, True), (False, False), (2, True), (0, False)])
+def test_a_message_that_others_delivered_before_was_not_lost_by_us(flag: Any, redelivered: bool) -> None:
+    call = decode_delivered(redelivered=flag)
+    assert call is not None
+    assert (call.redelivered, call.lost) == (redelivered, (0, 0, 0))

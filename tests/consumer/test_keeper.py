@@ -90,8 +90,8 @@ def test_a_worker_whose_model_holds_the_gil_beyond_its_time_limit_is_killed_and_
     other = start(env=env)
     assert caller.tasks["echo"].delay("beside it").get(timeout=WAIT) == "beside it"
     assert doomed.wait() == -signal.SIGKILL
-    assert time.monotonic() - begun < 20, "two seconds and one lease, and what starting a worker takes"
-    assert "something holds the GIL" in doomed.log
+    assert time.monotonic() - begun < WAIT, "ten seconds, and what starting a worker takes"
+    wait_until(lambda: "something holds the GIL" in doomed.log, "the keeper says why")
     assert holding.get(timeout=WAIT) == "hangs once"
     assert other.alive()
     wait_until(lambda: not unsettled(redis_client), "everything is settled")
@@ -127,9 +127,9 @@ def test_plain_tasks_and_etas_of_a_worker_that_hangs_run_once(
     gate.wait_for_model()
     start(env=env)
     wait_until(lambda: "User code has hung for too long" in doomed.log, "it ends, because its batch hangs")
+    gate.open()
     until = time.monotonic() + 3 * LEASE_S
     wait_until(lambda: time.monotonic() > until, "its lease would have run out, if it were not refreshed")
-    gate.open()
     assert hanging.get(timeout=WAIT) == 1
     plain_gate.open()
     assert running.get(timeout=WAIT) == "running"

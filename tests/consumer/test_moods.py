@@ -152,6 +152,7 @@ def test_a_server_that_is_away_costs_few_lines_and_little_time_and_a_restart_wit
     valkey.start()
     with calling(valkey.url) as caller:
         answers(caller, "echo", "after")
+        answers(caller, "plain", "after")
     wait_until(lambda: probe(proxy, worker) == 0, "it is ready", WAIT)
     words = worker.log[said:]
     assert words.count("Redis cannot be used") == words.count("Redis can be used again") == 1

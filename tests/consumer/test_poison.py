@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import redis
-from batchery.worker.broker import Leases, Queue
+from batchery.worker.broker import DeadLetters, Leases, Queue
 from billiard.exceptions import WorkerLostError
 from celery import Celery
 
@@ -108,6 +108,34 @@ def test_a_job_that_ends_its_worker_fails_and_all_others_are_answered(
 
 
 @pytest.mark.worker
+def test_a_job_that_ends_its_worker_in_any_step_is_found_and_can_be_requeued(
+    redis_url: str, caller: Celery, redis_client: redis.Redis
+) -> None:
+    items = [str(index) for index in range(40)]
+    deadly = {10: f"{DEADLY} preprocess", 30: f"{DEADLY} postprocess"}
+    results = list(caller.tasks["fatal"].delay_many([deadly.get(place, item) for place, item in enumerate(items)]))
+    poisons = [results[place] for place in deadly]
+    with supervised(redis_url, 1) as [supervisor]:
+        innocents = {item: results[place] for place, item in enumerate(items) if place not in deadly}
+        assert [result.get(timeout=WAIT) for result in innocents.values()] == list(innocents)
+        for poison in poisons:
+            with pytest.raises(WorkerLostError):
+                poison.get(timeout=WAIT)
+        wait_until(lambda: not unsettled(redis_client), "everything is settled")
+        # The death in preprocess comes before anything is noted, because ordinary jobs are not noted there.
+        assert supervisor.deaths <= 4 + 3
+    letters = DeadLetters(redis_client, Queue)
+    kept = {letter.id: letter for letter in letters.letters("celery")}
+    assert {*kept} == {poison.id for poison in poisons}
+    for letter in kept.values():
+        assert (letter.task, letter.deaths) == ("fatal", 3)
+        assert letter.reason.startswith("A worker died each of the 3 times that one ran this job")
+        assert letters.requeue(letter)
+    assert lost(redis_client) == [None, None]
+    redis_client.delete("celery")
+
+
+@pytest.mark.worker
 def test_a_job_over_the_celery_bridge_is_counted_too(redis_url: str, caller: Celery, redis_client: redis.Redis) -> None:
     deadly = caller.tasks["deadly"]
     poison = deadly.apply_async((DEADLY,), link_error=caller.tasks["note_error"].s(), headers={"odd": 1})
@@ -124,10 +152,10 @@ def test_a_job_over_the_celery_bridge_is_counted_too(redis_url: str, caller: Cel
     assert (name, task_id) == ("errback", poison.id)
 
 
-def flags(client: redis.Redis) -> list[object]:
-    """The flag `redelivered` of every message in the queue, the first in line first."""
+def lost(client: redis.Redis) -> list[object]:
+    """How often every message in the queue was lost, the first in line first: at all, as it ran, as it ran alone."""
     infos = [json.loads(raw)["properties"]["delivery_info"] for raw in reversed(client.lrange("celery", 0, -1))]
-    return [info.get("redelivered") for info in infos]
+    return [info.get("batchery_lost") for info in infos]
 
 
 def test_a_batch_that_hangs_counts_as_a_death(
@@ -138,7 +166,7 @@ def test_a_batch_that_hangs_counts_as_a_death(
     ids = [result.id for result in caller.tasks["gated"].delay_many([(gate.path, index) for index in range(8)])]
     gate.wait_for_model()
     wait_until(lambda: redis_client.llen("celery") == 8, "all are back in the queue")
-    assert flags(redis_client) == [1, 1, 1, 1, None, None, None, None]
+    assert lost(redis_client) == [*[[1, 1, 0]] * 4, *[None] * 4]
     hung.kill()
     gate.open()
     start()
@@ -157,7 +185,7 @@ def test_only_what_ran_when_a_worker_died_is_blamed(
     wait_until(lambda: sum(unsettled(redis_client).values()) == 8, "it has claimed ahead")
     doomed.kill()
     sweep(redis_url, 8)
-    assert flags(redis_client) == [1, 1, 1, 1, True, True, True, True]
+    assert lost(redis_client) == [*[[1, 1, 0]] * 4, *[[1, 0, 0]] * 4]
     redis_client.delete("celery")
 
 
@@ -170,7 +198,7 @@ def test_a_worker_that_died_without_a_running_batch_blames_nobody(
     wait_until(lambda: sum(unsettled(redis_client).values()) == 3, "it has claimed them")
     doomed.kill()
     sweep(redis_url, 3)
-    assert flags(redis_client) == [True, True, True]
+    assert lost(redis_client) == [[1, 0, 0]] * 3
     redis_client.delete("celery")
 
 

@@ -61,6 +61,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Consumer.call_soon_ack": lambda: takes(Consumer.call_soon_ack, "self", "p", "args", "kwargs"),
     "Consumer.on_invalid_task": lambda: takes(Consumer.on_invalid_task, "self", "body", "message", "exc"),
     "Consumer.on_decode_error": lambda: takes(Consumer.on_decode_error, "self", "message", "exc"),
+    "Consumer.on_unknown_task": lambda: takes(Consumer.on_unknown_task, "self", "body", "message", "exc"),
     "Consumer.on_unknown_message": lambda: takes(Consumer.on_unknown_message, "self", "body", "message"),
     "Consumer.on_close": lambda: takes(Consumer.on_close, "self"),
     "Consumer.stop": lambda: takes(Consumer.stop, "self"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from statistics import median_low
 from typing import Any
 
 import pytest
@@ -73,11 +74,12 @@ class Device:
 @example([18], 18, None, 4)
 @example([18], 31, None, 4)
 @example([64], 120, 300, 1)
+@example([11, 5, 11], 1, 300, 1)
 def test_batches_grow_back_to_their_old_size_after_a_shortage_of_memory(
     lengths: list[int | None], memory: int, budget: int | None, batches: int
 ) -> None:
     device = Device(lengths, max_batch_size=32, max_batch_tokens=budget, look_ahead=2)
-    old_size = max(device.run_batch() for _ in range(8))
+    old_size = median_low([device.run_batch() for _ in range(8)])  # a single batch may be larger by chance
     device.memory = memory
     for _ in range(batches):
         device.run_batch()

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from batchery.batchers import WorkerDied
-from batchery.worker import tuning
 
 from tests.support.fakes import (
     DEADLINE_S,
@@ -108,7 +107,7 @@ def test_a_wrong_number_of_items_never_shifts_them(start: StartEngine, ports: Fa
     assert answers == {"double-1": 2, "double-2": 4, "double-4": 8, "double-5": 10}
 
 
-def test_a_job_that_has_ended_too_many_workers_fails_before_anything_of_it_runs(
+def test_a_job_that_has_ended_too_many_workers_alone_fails_before_anything_of_it_runs(
     start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:
     predict, prepared = Held(), list[Any]()
@@ -120,13 +119,14 @@ def test_a_job_that_has_ended_too_many_workers_fails_before_anything_of_it_runs(
 
     start(FakeModel(predict=predict, preprocess=preprocess))
     some = jobs.many(1, 2, 3)
-    some[0].deaths, some[1].deaths = tuning.MAX_DEATHS, tuning.MAX_DEATHS - 1
+    for job, deaths, alone in zip(some, (3, 9, 0), (2, 1, 0), strict=True):
+        job.redelivered, job.deaths, job.lone_deaths = True, deaths, alone
     ports.put(*some)
     ports.wait_for_outcomes(3)
     answers = ports.answers()
     assert isinstance(answers.pop("double-1"), WorkerDied)
     assert answers == {"double-2": 4, "double-3": 6}
-    assert prepared == [2, 3]
+    assert prepared == [3, 2], "a suspect is prepared when it runs"
     assert predict.batches == [[3], [2]]
 
 

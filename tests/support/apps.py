@@ -15,6 +15,7 @@ from batchery import BatchTask, setup
 from tests.support.control_flow import Asks, add_rejecting
 from tests.support.models import (
     SEEN,
+    Fatal,
     GatedPreprocess,
     Hooked,
     Missing,
@@ -62,7 +63,7 @@ def register(app: Celery) -> None:
     add_rejecting(app)
     if "LOAD_ERROR" in os.environ:
         app.register_task(Missing())
-    for model in (Asks, Prepared, Hooked, Texts, GatedPreprocess):
+    for model in (Asks, Fatal, Prepared, Hooked, Texts, GatedPreprocess):
         app.register_task(model())
 
 

@@ -32,6 +32,11 @@ class FakePorts:
         self.settlements = 0
         self.given_back: list[Job] = []
         self.broken_by: list[Exception] = []
+        #: Suspects that asked whether they may run, and the answer that they get.
+        self.asked: list[list[str]] = []
+        self.admitting = True
+        #: Jobs that user code began, or ended, to work on.
+        self.worked_on: list[tuple[list[str], bool]] = []
         #: Ids of jobs that nobody wants any more.
         self.unwanted: set[str] = set()
         #: Outcomes that `settle` refuses, each time.
@@ -99,6 +104,17 @@ class FakePorts:
     def drop_cancelled(self, jobs: list[Job]) -> list[Job]:
         self._fail("drop_cancelled")
         return [job for job in jobs if job.id not in self.unwanted]
+
+    def admits(self, batch: Batch) -> bool:
+        with self.changed:
+            self.asked.append(ids(batch.jobs))
+            self.changed.notify_all()
+        return self.admitting
+
+    def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
+        with self.changed:
+            self.worked_on.append((ids(jobs), begins))
+            self.changed.notify_all()
 
     def started(self, batch: Batch) -> None:
         self._fail("started")

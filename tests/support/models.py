@@ -6,6 +6,8 @@ import builtins
 import ctypes
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any
 
 from celery import Celery
 
-from batchery import BatchTask
+from batchery import BatchTask, ListBatcher
 
 #: List at the broker: one entry for each batch that ran, the JSON list of its items.
 BATCHES = "test:batches"
@@ -118,6 +120,50 @@ class GatedPreprocess(BatchTask):
 
     def predict(self, values: Sequence[Any]) -> list[Any]:
         return list(values)
+
+
+class FatalBatcher(ListBatcher):
+    """A batcher that ends its process, or hangs, for some items."""
+
+    def batch(self, items: Sequence[Any]) -> tuple[list[Any], Any]:
+        die_at("batch", items)
+        return super().batch(items)
+
+    def unbatch(self, outputs: Any, context: Any) -> list[Any]:
+        die_at("unbatch", outputs)
+        return super().unbatch(outputs, context)
+
+
+class Fatal(BatchTask):
+    """A model each of whose steps ends its process, or hangs, for the items that say so: "deadly preprocess"."""
+
+    name = "fatal"
+    max_batch_size = 8
+    batcher = FatalBatcher()
+
+    def preprocess(self, value: str) -> str:
+        die_at("preprocess", [value])
+        return value
+
+    def predict(self, values: Sequence[str]) -> list[str]:
+        note(self.app, BATCHES, values)
+        time.sleep(0.01)  # so that the next batch is put together meanwhile
+        die_at("predict", values)
+        return list(values)
+
+    def postprocess(self, value: str) -> str:
+        die_at("postprocess", [value])
+        return value
+
+
+def die_at(step: str, values: Sequence[str]) -> None:
+    """End this process for "deadly <step>" among the values, kill it for "killed <step>", hang for "hangs <step>"."""
+    if f"{DEADLY} {step}" in values:
+        os._exit(1)
+    if f"killed {step}" in values:  # as the kernel does when memory is exhausted
+        os.kill(os.getpid(), signal.SIGKILL)
+    if f"hangs {step}" in values:
+        threading.Event().wait()
 
 
 class Hooked(BatchTask):

@@ -2,6 +2,7 @@
 
 from .claims import ChordPart, Claim, ResultRetention, Settled, Settlement
 from .client import connect
+from .dead_letters import DeadLetter, DeadLetters, LetterLimits
 from .keys import Queue
 from .leases import Leases
 from .running_note import RunningNote
@@ -11,7 +12,10 @@ __all__ = [
     "ArrivalWatcher",
     "ChordPart",
     "Claim",
+    "DeadLetter",
+    "DeadLetters",
     "Leases",
+    "LetterLimits",
     "Queue",
     "ResultRetention",
     "RunningNote",

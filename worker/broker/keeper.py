@@ -131,18 +131,19 @@ def main() -> None:
     charge = Charge(**json.loads(head))
     keeper, back_at = Keeper(charge), time.monotonic() + charge.lease_s
     while os.getppid() == charge.pid:
+        *beats, rest = rest.split(b"\n")
+        for beat in beats:
+            charge.note(json.loads(beat))
+        now = time.monotonic()
+        if now > back_at + charge.lease_s:  # this process stood still, and so may the worker have done
+            charge.beat_at = now
+        back_at = keeper.turn(now)
         wait_s = min(max(0.0, back_at - time.monotonic()), LONGEST_WAIT_S)
         readable, _, _ = select.select([0], [], [], wait_s)
         if readable:
             if not (read := os.read(0, 65536)):
                 return
-            *beats, rest = (rest + read).split(b"\n")
-            for beat in beats:
-                charge.note(json.loads(beat))
-        now = time.monotonic()
-        if now > back_at + charge.lease_s:  # this process stood still, and so may the worker have done
-            charge.beat_at = now
-        back_at = keeper.turn(now)
+            rest += read
 
 
 def _read_line() -> tuple[bytes, bytes, bytes]:

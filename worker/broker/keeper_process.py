@@ -38,7 +38,8 @@ class KeeperProcess:
         self._changes = 0
         self._limit_s = limit_s
         self._about: dict[str, Any] = {"pid": os.getpid(), "worker": worker, "lease_s": lease_s}
-        self._every_s = lease_s / 3
+        #: Longer than between two refreshes, each of which is a reason for a beat.
+        self._every_s = lease_s / 2
         self._beat: dict[str, Any] = {"keys": None, "refreshed_at": 0.0}
         self._due = threading.Event()
         self._stopped = False
@@ -85,7 +86,7 @@ class KeeperProcess:
             except BlockingIOError:  # it stands still, so this beat is lost
                 pass
             except OSError:
-                self._restart()
+                self._restart_unless_in_vain()
             except Exception:  # without its beats, the keeper would kill this worker
                 logger.exception("The keeper could not be told that this worker lives.")
             self._due.wait(self._every_s)
@@ -107,14 +108,16 @@ class KeeperProcess:
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
+    def _restart_unless_in_vain(self) -> None:
+        """Start a process that has ended again, but not one after the other, where none can run."""
+        if time.monotonic() >= self._restart_at:
+            self._restart_at = time.monotonic() + RESTART_LEASES * self._about["lease_s"]
+            logger.warning("The keeper has ended, and is started again.")
+            self._restart()
+
     def _restart(self) -> None:
-        """Start the process again, but not one after the other, where none can run."""
         assert self._process is not None
-        if time.monotonic() < self._restart_at:
-            return
-        self._restart_at = time.monotonic() + RESTART_LEASES * self._about["lease_s"]
         self._end_process(self._process)
-        logger.warning("The keeper has ended with exit code %s, and is started again.", self._process.returncode)
         try:
             self._process = self._start_process()
         except OSError:

@@ -9,6 +9,9 @@ RUNNING = "batchery:running:"
 #: Queue of one worker alone, by the name of its node: the broadcast calls of batch tasks that it has received.
 BROADCAST = "batchery:broadcast:"
 
+#: Hash: what is known of a queue's dead letters. The queue's name follows.
+DEAD = "batchery:dead:"
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -45,6 +48,26 @@ class Queue:
     def running(self) -> str:
         """Beginning of the keys of running notes, which the worker's part of a tag completes."""
         return f"{self.prefix}{RUNNING}"
+
+    @cached_property
+    def suspect(self) -> str:
+        """String: the tag of the suspect that runs, while its message is claimed."""
+        return f"{self.prefix}batchery:suspect:{self.name}"
+
+    @cached_property
+    def dead(self) -> str:
+        """Hash: a dead letter's id to what is known of it; "" to the bytes of all."""
+        return f"{self.prefix}{DEAD}{self.name}"
+
+    @cached_property
+    def dead_messages(self) -> str:
+        """Hash: a dead letter's id to its message."""
+        return f"{self.prefix}batchery:dead_messages:{self.name}"
+
+    @cached_property
+    def dead_index(self) -> str:
+        """Sorted set: a dead letter's id by the time (Redis TIME, in seconds) at which it was given up."""
+        return f"{self.prefix}batchery:dead_index:{self.name}"
 
     @cached_property
     def envelope_end(self) -> str:

@@ -47,7 +47,7 @@ class Leases(HeldClaims):
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
-        self._scripts = Scripts(client, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
+        self.scripts = self._scripts = Scripts(client, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
         #: Raises the error with which the server refuses writes to a queue now, if it does.
         self.check_server = self._scripts.check_server
         self._next_seq = 0

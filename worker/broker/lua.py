@@ -9,6 +9,7 @@ import redis
 
 from .. import tuning
 from .claims import Claim, Lease, ResultRetention, Settled, Settlement
+from .giving_up import GivingUpScripts
 from .keys import Queue
 
 #: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
@@ -20,7 +21,7 @@ def tag_of(tag_worker: str, seq: int, priority: int) -> str:
     return f"{tag_worker}:{seq:012d}.{priority}"
 
 
-class Scripts:
+class Scripts(GivingUpScripts):
     """Runs the scripts for one worker, each as a method. Any thread."""
 
     def __init__(self, client: "redis.Redis", *, worker: str, tag_worker: str, lease_s: float) -> None:

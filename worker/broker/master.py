@@ -72,11 +72,12 @@ class Master:
             with self._lock:
                 self._ask()
                 (connection.host, connection.port), connection.changes = self._address, self.changes
+                self._connections.add(connection)  # before it connects, because that may wait for an old master, too
             connect()
         else:
             self._lead_to_first(connection, connect)
-        with self._lock:
-            self._connections.add(connection)
+            with self._lock:
+                self._connections.add(connection)
 
     def ask(self) -> None:
         """Ask Sentinel who is the master now.

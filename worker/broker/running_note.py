@@ -1,8 +1,9 @@
-"""Notes at the server which of a worker's claims run, so that they are known if the worker dies."""
+"""Notes at the server which of a worker's claims user code works on, so that they are known if the worker dies."""
 
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -14,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class RunningNote:
-    """The note of one worker: a string of tags, which expires after `expires_s` seconds. One thread.
+    """The note of one worker: a string of tags, which expires after `expires_s` seconds. Any thread.
 
-    It has a connection of its own, and reads answers much later, because the device must not wait for the server.
+    Each thread notes what it works on, and the note names the work of all threads. It has a connection of its own, and
+    reads answers much later, because the device must not wait for the server.
     """
 
     def __init__(self, client: "redis.Redis", worker: str, *, key_prefix: str = "", expires_s: float) -> None:
@@ -28,14 +30,22 @@ class RunningNote:
         #: Answers that nobody has read yet.
         self._unread = 0
         self._sent_at = 0.0
+        self._lock = threading.Lock()
+        #: What each thread works on.
+        self._tags: dict[int, Sequence[str]] = {}
         self.write(())
 
-    def write(self, tags: Iterable[str]) -> None:
-        """Send that these run now, instead of those before. Never raises: without the note a batch runs all the same.
+    def write(self, tags: Sequence[str]) -> None:
+        """Send that this thread works on these now, instead of those before.
 
-        It waits only to connect again, and that for a short time.
+        Never raises: without the note a batch runs all the same. It waits only to connect again, and that for a short
+        time.
         """
-        note = " ".join(tags)
+        with self._lock:
+            self._tags[threading.get_ident()] = tags
+            self._write(" ".join(map(" ".join, self._tags.values())))
+
+    def _write(self, note: str) -> None:
         for is_last in (False, True):  # the server may have closed the connection meanwhile
             try:
                 self._send(note)

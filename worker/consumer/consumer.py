@@ -11,7 +11,7 @@ import redis
 from celery import Celery, bootsteps
 from celery.concurrency import solo, thread
 from celery.concurrency.base import BasePool
-from celery.exceptions import CeleryCommandException, ImproperlyConfigured, InvalidTaskError
+from celery.exceptions import CeleryCommandException, ImproperlyConfigured
 from celery.utils.functional import noop
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
@@ -35,6 +35,7 @@ from .compat.context import WorkerContext
 from .compat.hub import HubCalls
 from .compat.ownership import Ownership, forgetting_failures
 from .compat.pool import report_errors
+from .compat.refusals import RefusingConsumer
 from .compat.worker_exit import StopLimit
 from .compat.worker_state import is_cold_shutdown
 from .fast.events import Events
@@ -73,7 +74,7 @@ class Batching(bootsteps.StartStopStep):
         return {"batchery": {**c.engine.stats(), "hung": c.engine.state.hung, **c.retry.outage.report()}}
 
 
-class BatchConsumer(Consumer):
+class BatchConsumer(RefusingConsumer):
     """Celery's consumer, with an engine beside its event loop."""
 
     engine: Engine | None = None
@@ -112,21 +113,6 @@ class BatchConsumer(Consumer):
             self._bridge.leave_to_others(request)
         elif self._bridge.enter_pool(request):
             self._to_pool(request)
-
-    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
-        """Tell the caller what is wrong with its message; Celery would drop it and leave the caller waiting."""
-        self._bridge.refuse(message.delivery_tag, exc)
-        super().on_invalid_task(body, message, exc)
-
-    def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Do as `on_invalid_task` does."""
-        self._bridge.refuse(message.delivery_tag, exc)
-        super().on_decode_error(message, exc)
-
-    def on_unknown_message(self, body: object, message: Message) -> None:
-        """Do as `on_invalid_task` does."""
-        self._bridge.refuse(message.delivery_tag, InvalidTaskError("a message that is no task's"))
-        super().on_unknown_message(body, message)
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:
         """Acknowledge at once, because that only fills a buffer, and works while the event loop stops, too."""
@@ -190,13 +176,14 @@ class BatchConsumer(Consumer):
         context = WorkerContext(
             consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=self.retry, intake=state
         )
-        events = Events(self)
-        self._bridge = CeleryBridge(context)
+        events, self._bridge = Events(self), CeleryBridge(context)
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
-        expires_s = tuning.NOTE_LEASES * options.lease_s + state.longest_time_limit_s
+        expires_s = tuning.NOTE_LEASES * options.lease_s + tuning.NOTE_STEPS * state.longest_time_limit_s
         self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
         self.check = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread).check
-        sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
+        sink = CelerySink(
+            context, self._bridge, events, ResultStore(self.app, leases, client, state.user_code), self._note
+        )
         engine = Engine(state, source, sink)
         try:
             engine.load()

@@ -45,7 +45,7 @@ class Dispatcher:
         state = self._state
         while (ready := self._wait_for_chosen()) is not None:
             count = len(ready.batch.jobs)
-            if self._drop_cancelled(ready.batch):
+            if self._drop_cancelled(ready.batch) and self._is_admitted(ready.batch):
                 with state.lock:
                     state.scheduler.started(ready.batch, state.clock())
                     self.plan.expect()
@@ -53,6 +53,14 @@ class Dispatcher:
                 # The collated inputs still contain a dropped job, so they cannot be used.
                 return ready if len(ready.batch.jobs) == count else Ready(ready.batch, None)
         return None
+
+    def _is_admitted(self, batch: Batch) -> bool:
+        """Whether a batch may run; a suspect that may not, because another worker runs one, waits again."""
+        if batch.closed_by != "suspect" or self._sink.admits(batch):
+            return True
+        with self._state.lock:
+            self._state.scheduler.postpone(batch, self._state.clock())
+        return False
 
     def _wait_for_chosen(self) -> Ready | None:
         scheduler = self._state.scheduler

@@ -26,6 +26,7 @@ class Engine:
         """Get ready to serve the models of `state`, which source and sink may already use."""
         #: What the engine shares with its source and its sink.
         self.state = state
+        state.on_work = sink.working
         self._source = source
         self._sink = sink
         self._returns = Returns(state, source)

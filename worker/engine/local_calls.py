@@ -114,6 +114,12 @@ class LocalCalls:
             self._forget(gone)
         return wanted
 
+    def admits(self, batch: Batch) -> bool:  # noqa: ARG002 - the port's signature
+        return True
+
+    def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
+        pass
+
     def started(self, batch: Batch) -> None:
         for job in batch.jobs:
             if not job.reply.done():

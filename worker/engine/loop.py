@@ -12,7 +12,11 @@ settle   `settler.py`: postprocess, and then the sink: `consumer/fast/settle.py`
 A loop ends when its wait returns None, because the engine drains (`lifecycle.py`).
 """
 
+from collections.abc import Iterator
+
+from ...batchers import Outcome
 from .dispatcher import Dispatcher
+from .open_plan import Ready
 from .ports import JobSource, ResultSink
 from .prepare import Preparer
 from .returns import Returns
@@ -48,12 +52,20 @@ class Pipeline:
         while (ready := self.dispatcher.wait_for_batch()) is not None:
             batch, parts = ready.batch, 0
             self._sink.started(batch)
-            for outcomes in self.runner.run(batch, ready.collated, self.dispatcher.out_of_memory):
+            for outcomes in self._outcomes(ready):
                 self.dispatcher.ran(batch, outcomes)
                 self.settler.take(outcomes)
                 parts += 1
             self.dispatcher.finished(batch, whole=parts == 1)
         self.settler.close()
+
+    def _outcomes(self, ready: Ready) -> Iterator[list[Outcome]]:
+        """Run a batch; yield the outcomes of each part. A suspect is prepared here, too, so that it is alone."""
+        batch = ready.batch
+        if batch.closed_by == "suspect" and (failed := self._preparer.prepare_suspect(batch)):
+            yield failed
+        else:
+            yield from self.runner.run(batch, ready.collated, self.dispatcher.out_of_memory)
 
     def collate_batches(self) -> None:
         """Collate thread: put the next batch together while one runs."""

@@ -57,6 +57,15 @@ class ResultSink(Protocol):
         Device thread and collate thread, so that a job may be asked about twice.
         """
 
+    def admits(self, batch: Batch) -> bool:
+        """Return whether a suspect may run now, because nobody else runs one. Device thread."""
+
+    def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
+        """Learn that user code begins, or ends, to work on jobs on this thread. Any thread.
+
+        Told only if one of the jobs was redelivered, because a worker may have died of it.
+        """
+
     def started(self, batch: Batch) -> None:
         """Learn that a batch runs now. Device thread."""
 

@@ -4,19 +4,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ...batchers import Job, Outcome, WorkerDied
-from .. import tuning
+from ...batchers import Batch, Job, Outcome
 from .dispatcher import Dispatcher
 from .model import Model
 from .ports import ResultSink
 from .returns import Returns
 from .settler import Settler
 from .state import EngineState
-
-_GIVEN_UP = (
-    "A worker died each of the {} times that one ran this job, the last {} times while the job ran alone. So the job "
-    "does not run again."
-)
+from .suspects import why_given_up
 
 
 class Preparer:
@@ -38,11 +33,8 @@ class Preparer:
         if state.scheduler.draining:  # asked without the lock, and once more below with it
             self._returns.add(jobs)
             return
-        if lost := [job for job in jobs if job.deaths >= tuning.MAX_DEATHS]:
-            self._give_up(lost)
-            jobs = [job for job in jobs if job.deaths < tuning.MAX_DEATHS]
-            if not jobs:
-                return
+        if state.saw_redelivered and not (jobs := self._without_suspects(jobs)):
+            return
         with state.user_code(jobs):
             errors = make_items(state.models[jobs[0].task], jobs, self._sink.current)
         failed = [Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True) if error is not None]
@@ -60,11 +52,32 @@ class Preparer:
         if draining:
             self._returns.add(prepared)
 
-    def _give_up(self, jobs: Sequence[Job]) -> None:
-        with self._state.lock:
-            self._state.scheduler.move("failed", jobs)
-        errors = [WorkerDied(_GIVEN_UP.format(job.deaths, job.deaths - 1)) for job in jobs]
-        self._settler.put([Outcome(job, error=error) for job, error in zip(jobs, errors, strict=True)])
+    def prepare_suspect(self, batch: Batch) -> list[Outcome]:
+        """Prepare the one job of a batch that runs, alone; return its outcome if that fails. Device thread."""
+        with self._state.user_code(batch.jobs):
+            errors = make_items(self._state.models[batch.task], batch.jobs, self._sink.current)
+        return [Outcome(batch.jobs[0], error=error, batch=batch) for error in errors if error is not None]
+
+    def _without_suspects(self, jobs: list[Job]) -> list[Job]:
+        """Give up on jobs that are not to run any more, and keep suspects unprepared; return the others."""
+        most = self._state.tasks[jobs[0].task].options.max_deliveries
+        given_up = [Outcome(job, error=error) for job in jobs if (error := why_given_up(job, most)) is not None]
+        gone = {outcome.job.seq for outcome in given_up}
+        suspects = [job for job in jobs if job.deaths and job.seq not in gone]
+        if not given_up and not suspects:
+            return jobs
+        state = self._state
+        with state.lock:
+            state.scheduler.move("failed", [outcome.job for outcome in given_up])
+            draining = state.scheduler.draining
+            if suspects and not draining:
+                state.scheduler.prepared(suspects, state.clock())
+                self._dispatcher.work_came(suspects)
+        if given_up:
+            self._settler.put(given_up)
+        if draining:
+            self._returns.add(suspects)
+        return [job for job in jobs if not job.deaths and job.seq not in gone]
 
 
 def make_items(

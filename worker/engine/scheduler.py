@@ -94,6 +94,11 @@ class Scheduler(JobTable):
         task = self.tasks[batch.task]
         task.waiting = sorted([*batch.jobs, *task.waiting], key=_seq)
 
+    def postpone(self, batch: Batch, now: float) -> None:
+        """Let a suspect that may not run yet wait for a moment."""
+        self.move("reopened", batch.jobs)
+        self.suspects.postpone(batch.jobs, now)
+
     def started(self, batch: Batch, now: float) -> None:
         """Note that a batch runs."""
         self.move("started", batch.jobs)
@@ -109,7 +114,7 @@ class Scheduler(JobTable):
         self._unsettled_batches += 1
         task = self.tasks[batch.task]
         task.last_run_s = batch.run_s
-        if whole:
+        if whole and batch.closed_by != "suspect":  # whose run was its preparation, too
             task.cost.observe(batch.rows, batch.longest, 1000 * batch.run_s)
             ceiling, budget = task.ceiling, task.options.max_batch_tokens
             lower = ceiling.limit is not None and (budget is None or ceiling.limit < budget)

@@ -50,9 +50,13 @@ class Settler:
     def take(self, outcomes: list[Outcome]) -> None:
         """Settle outcomes of a batch here and now where that pays, else leave them to the settle thread. Device thread.
 
+        A suspect is settled here in any case, because nothing else may run meanwhile.
         It pays while no other job waits and the last settle was quick, and for a large batch that took no time to run.
         """
         batch = outcomes[0].batch
+        if batch is not None and batch.closed_by == "suspect":
+            self.settle(outcomes)
+            return
         lone = not self._state.scheduler.work_waits  # asked without the lock, because a stale answer does no harm
         if lone:
             here = self._last_s < tuning.QUICK_SETTLE_S

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 from ...batchers import Job, Planner
 from ...configs import TaskOptions, WorkerOptions
@@ -11,9 +10,10 @@ from .job_table import TaskState
 from .model import Model
 from .ports import Capacity
 from .scheduler import Scheduler
+from .user_code import UserCode
 
 
-class EngineState:
+class EngineState(UserCode):
     """The models and their scheduler, under one lock. Sources and sinks use the first part of it."""
 
     def __init__(
@@ -25,9 +25,9 @@ class EngineState:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Hold nothing yet. `models` and `planners` are by task name; a task without a planner gets the default one."""
+        super().__init__(clock)
         self.models = models
         self.options = options
-        self.clock = clock
         max_bytes = options.held_max_bytes // max(1, len(models))
         self.tasks = {
             name: TaskState.create(model.options, max_bytes, (planners or {}).get(name))
@@ -41,8 +41,6 @@ class EngineState:
         self.unprepared = {name: threading.Condition(self.lock) for name in models}
         #: A job left, or will never leave, while the engine drains.
         self.drained = threading.Condition(self.lock)
-        #: What user code works on, and since when, by thread.
-        self._working: dict[int, tuple[Sequence[Job], float]] = {}
         #: Set when a job has left; cleared before each claim.
         self._freed = threading.Event()
 
@@ -86,16 +84,6 @@ class EngineState:
                 for group in self._accept(jobs):
                     self._queue(group)
             return not self.scheduler.draining
-
-    @contextmanager
-    def user_code(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Watch over user code that works on jobs of one task: preparing, collating, running or postprocessing them."""
-        me = threading.get_ident()
-        self._working[me] = jobs, self.clock()
-        try:
-            yield
-        finally:
-            del self._working[me]
 
     def wait_for_capacity(self, timeout: float) -> None:
         """Wait for `timeout` seconds, or until a job has left since the last claim began."""
@@ -149,6 +137,7 @@ class EngineState:
         """Hold jobs; return them by task."""
         now = self.clock()
         groups: dict[str, list[Job]] = {}
+        self.look_at(jobs)
         for job in jobs:
             job.claimed_at = now
             groups.setdefault(job.task, []).append(job)

@@ -1,10 +1,19 @@
-"""Jobs during whose run a worker died. They run last, and alone, because they may do it again. No I/O, no clock."""
+"""Jobs that may end a worker: which of them run, when, and for how long. No I/O, no clock.
+
+A job on which user code worked when a worker died or hung is a suspect. It goes its whole way alone, from `preprocess`
+to `postprocess`, so that the next death tells whether it is the cause. Suspects run one by one, and not in halves,
+because a run costs milliseconds, but a death costs a lease and the start of a worker: a batch with one such job among n
+costs three deaths, whatever n is.
+"""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
-from ...batchers import Batch, Job
+from ...batchers import Batch, Job, WorkerDied
+from .. import tuning
 from .job_table import TaskState
+
+_NEVER = float("inf")
 
 _deaths = attrgetter("deaths")
 
@@ -16,6 +25,8 @@ class Suspects:
         """Start with none; `tasks` are by name."""
         self._tasks = tasks
         self._jobs: list[Job] = []
+        #: When to ask again, because another worker runs a suspect; inf if none does as far as we know.
+        self._ask_at = _NEVER
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -33,6 +44,10 @@ class Suspects:
         It may if none of the `held` jobs, suspects included, is another job that would have to run again after the next
         death; or once it has waited `max_age_ms`, because its caller waits, too.
         """
+        if self._ask_at != _NEVER:
+            if now < self._ask_at:
+                return None
+            self._ask_at = _NEVER
         due = self._jobs if len(self._jobs) == held else [job for job in self._jobs if self._due_at(job) <= now]
         if not due:
             return None
@@ -40,14 +55,39 @@ class Suspects:
         self._jobs.remove(job)
         return Batch(job.task, [job], "suspect", sizes=self._tasks[job.task].options.preferred_batch_sizes)
 
+    def postpone(self, jobs: Sequence[Job], now: float) -> None:
+        """Keep suspects that were taken and may not run, because another worker runs one: two must not die at once."""
+        self._jobs += jobs
+        self._ask_at = now + tuning.SUSPECT_PAUSE_S
+
     def take_all(self) -> list[Job]:
         """Take all suspects, because they are to be given back."""
         jobs, self._jobs = self._jobs, []
         return jobs
 
     def due_at(self) -> float:
-        """Return when the first suspect may run before other jobs; inf if there is none."""
-        return min(map(self._due_at, self._jobs), default=float("inf"))
+        """Return when the first suspect may run before other jobs, or may ask again; inf if there is none."""
+        if self._jobs and self._ask_at != _NEVER:
+            return self._ask_at
+        return min(map(self._due_at, self._jobs), default=_NEVER)
 
     def _due_at(self, job: Job) -> float:
         return job.claimed_at + self._tasks[job.task].options.max_age_ms / 1000
+
+
+def why_given_up(job: Job, max_deliveries: int) -> WorkerDied | None:
+    """Return the error with which a job fails because it does not run any more; None if it may run.
+
+    Only deaths while it was alone are evidence against it. Any other job that was there may be the cause of the rest.
+    """
+    if job.deaths >= tuning.MAX_DEATHS and job.lone_deaths >= tuning.MAX_LONE_DEATHS:
+        return WorkerDied(
+            f"A worker died each of the {job.deaths} times that one ran this job, and {job.lone_deaths} times the job "
+            "ran alone. So the job does not run again."
+        )
+    if job.lost >= max_deliveries:
+        return WorkerDied(
+            f"This job was delivered {job.lost} times, and each time its worker died, hung or lost its lease. "
+            f"max_deliveries is {max_deliveries}, so the job does not run again."
+        )
+    return None

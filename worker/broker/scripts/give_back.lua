@@ -22,29 +22,99 @@ for priority in string.gmatch(ARGV[2], '%d+') do
   list_of[priority], place = KEYS[place], place + 1
 end
 
--- Whether a worker that is gone has noted that this message was running.
+-- Whether a worker that is gone has noted that user code worked on this message, and on nothing else.
 local notes = {}
 local function was_running(tag)
   local worker = string.match(tag, '^(.*):') or ''
   if not notes[worker] then
-    notes[worker] = {}
-    for noted in string.gmatch(redis.call('GET', ARGV[4] .. worker) or '', '%S+') do notes[worker][noted] = true end
+    local tags, count = {}, 0
+    for noted in string.gmatch(redis.call('GET', ARGV[4] .. worker) or '', '%S+') do
+      count = count + (tags[noted] and 0 or 1)
+      tags[noted] = true
+    end
+    notes[worker] = {tags = tags, alone = count == 1}
   end
-  return notes[worker][tag]
+  local note = notes[worker]
+  return note.tags[tag], note.tags[tag] and note.alone
 end
 
--- Celery reads this flag from the delivery_info of a message's properties. kombu writes the properties behind the
--- headers, so it is the last delivery_info. No match is part of a JSON string, because a quote is escaped there.
--- The flag is the number of workers that died while they ran the message, or true if none did; both are true to Celery.
-local function redelivered(message, died)
-  local before, info, behind = string.match(message, '^(.*"delivery_info": ?)({[^{}]*)(}.*)$')
-  if not info or string.find(behind, '"delivery_info": ?{') then return message end
-  local name, value = string.match(info, '([{,]%s*"redelivered": ?)([%w.+-]+)')
-  local deaths = (tonumber(string.match(value or '', '^%d+$')) or 0) + (died and 1 or 0)
-  local flag = deaths > 0 and string.format('%.0f', deaths) or 'true'
-  if name then return before .. string.gsub(info, '([{,]%s*"redelivered": ?)[%w.+-]+', '%1' .. flag, 1) .. behind end
-  -- It is added at the end, because the last of two equal names counts.
-  return before .. info .. (string.find(info, '^{%s*$') and '' or ', ') .. '"redelivered": ' .. flag .. behind
+-- The message's JSON is read here and not by cjson, which would write other numbers and empty lists than it has read.
+-- Returns the position behind the value that begins at a position; nil if it does not end.
+local function behind(text, at)
+  local depth = 0
+  repeat
+    local char = string.sub(text, at, at)
+    if char == '"' then
+      at = string.match(text, '^[^"\\]*()', at + 1)
+      while string.sub(text, at, at) == '\\' do at = string.match(text, '^[^"\\]*()', at + 2) end
+      if at > #text then return nil end
+      at = at + 1
+    elseif char == '{' or char == '[' then
+      depth, at = depth + 1, at + 1
+    elseif char == '}' or char == ']' then
+      depth, at = depth - 1, at + 1
+    else
+      at = string.match(text, '^[^%s%[%]{},:"]+()', at)
+    end
+    if not at or depth < 0 then return nil end
+    if depth > 0 then at = string.match(text, '^[%s,:]*()', at) end
+  until depth == 0
+  return at
+end
+
+-- Returns the members of the object that begins at a position; nil if there is no object.
+local function members(text, at)
+  local found = {}
+  at = string.match(text, '^{%s*()', at)
+  while at and string.sub(text, at, at) == '"' do
+    local colon = behind(text, at)
+    local value = colon and string.match(text, '^%s*:%s*()', colon)
+    local stop = value and behind(text, value)
+    if not stop then return nil end
+    local name = string.sub(text, at + 1, colon - 2)
+    if string.find(name, '\\', 1, true) then
+      local read, decoded = pcall(cjson.decode, '["' .. name .. '"]')
+      name = read and decoded[1] or name
+    end
+    found[#found + 1] = {name = name, first = at, value = value, behind = stop}
+    at = string.match(text, '^%s*,?%s*()', stop)
+  end
+  return at and string.sub(text, at, at) == '}' and found or nil
+end
+
+-- Returns the last of an object's members of that name, because Python's JSON takes the last one, too.
+local function last(found, name)
+  for place = #found, 1, -1 do
+    if found[place].name == name then return found[place] end
+  end
+end
+
+-- Tells a message's next reader, in the delivery_info of its properties, that it is redelivered, and how often it was
+-- lost: "batchery_lost": [leases that ran out, of these while user code worked on it, of these on nothing else].
+local function redelivered(message, is_lost, ran, alone)
+  local whole = members(message, string.match(message, '^%s*()'))
+  local properties = last(whole or {}, 'properties')
+  local inside = properties and members(message, properties.value)
+  if not inside then return message end
+  local info = last(inside, 'delivery_info')
+  local parts, lost = {}, {0, 0, 0}
+  for _, member in ipairs(info and members(message, info.value) or {}) do
+    if member.name == 'batchery_lost' then
+      local text = string.sub(message, member.value, member.behind - 1)
+      local counts = {string.match(text, '^%[%s*(%d+)%s*,%s*(%d+)%s*,%s*(%d+)%s*%]$')}
+      for place = 1, 3 do lost[place] = math.min(tonumber(counts[place] or 0), 1000000) end
+    elseif member.name ~= 'redelivered' then
+      parts[#parts + 1] = string.sub(message, member.first, member.behind - 1)
+    end
+  end
+  parts[#parts + 1] = '"redelivered": true'
+  parts[#parts + 1] = string.format('"batchery_lost": [%d, %d, %d]',
+    lost[1] + (is_lost and 1 or 0), lost[2] + (ran and 1 or 0), lost[3] + (alone and 1 or 0))
+  local text = '{' .. table.concat(parts, ', ') .. '}'
+  if info then return string.sub(message, 1, info.value - 1) .. text .. string.sub(message, info.behind) end
+  local comma = #inside > 0 and ', ' or ''
+  local rest = string.sub(message, properties.value + 1)
+  return string.sub(message, 1, properties.value) .. '"delivery_info": ' .. text .. comma .. rest
 end
 
 local orphans, rejected, left = ARGV[5] == '1', ARGV[5] == 'rejected', tonumber(ARGV[3])
@@ -57,7 +127,8 @@ for index = 9, #ARGV do
   if envelope then
     local message = string.sub(envelope, 2, -1 - tonumber(ARGV[1]))
     local list = list_of[string.match(tag, '%.(%d+)$')] or KEYS[3]
-    if orphans or rejected then message = redelivered(message, orphans and was_running(tag)) end
+    if rejected then message = redelivered(message) end
+    if orphans then message = redelivered(message, true, was_running(tag)) end
     redis.call(rejected and 'LPUSH' or 'RPUSH', list, message)
     redis.call('HDEL', KEYS[1], tag)
     count = count + 1

@@ -15,7 +15,7 @@ from ....batchers import Job, JobState, without_text
 from ....configs import TaskOptions
 from ...broker import Claim
 from ...engine import Capacity
-from ..wire.decode import deaths_of
+from ..wire.decode import lost_of
 from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
@@ -70,7 +70,8 @@ class CeleryBridge(Mishaps):
             try:
                 message = to_kombu(claim, self._channel, self._consumer.accept)
                 self._messages[claim.tag] = message
-                self._consumer.handle_message(message)
+                if not self.dead_letters.give_up(claim, message):
+                    self._consumer.handle_message(message)
             except Exception as exc:
                 told = without_text(exc)
                 # A signal may have stopped Celery's pool. Celery stores that a call is revoked, for example.
@@ -168,8 +169,9 @@ def _to_job(claim: Claim, request: Request) -> Job:
     now = time.monotonic()
     job = Job(request.id, request.task.name, args, kwargs, reply=request, enqueued_at=now, seq=claim.seq)
     job.priority, job.size = _priority(request), len(claim.message)
-    flag = request.delivery_info.get("redelivered")
-    job.deaths, job.redelivered = deaths_of(flag), bool(flag)
+    info = request.message.delivery_info or {}
+    job.redelivered = bool(info.get("redelivered"))
+    job.lost, job.deaths, job.lone_deaths = lost_of(info.get("batchery_lost"))
     job.deadline = None if request.expires is None else now + request.expires.timestamp() - time.time()
     return job
 

@@ -9,10 +9,10 @@ from celery.worker.request import Request
 
 from ....batchers import without_text
 from ...broker import Claim
-from ..wire.kombu_message import addressee
 from ..wire.request import FastRequest, context_of, full_request
 from . import worker_state
 from .context import WorkerContext
+from .dead_letters import DeadLetterKeeper
 from .postpone import answered, may_pass, passes
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class Mishaps:
         self._consumer = context.consumer
         self._leases = context.leases
         self._hub = context.hub
+        self.dead_letters = DeadLetterKeeper(context, self.acknowledge, self.fail)
 
     def acknowledge(self, tag: str) -> None:
         """Acknowledge a message, if it is still ours."""
@@ -36,14 +37,8 @@ class Mishaps:
 
     def refuse(self, tag: str, error: Exception) -> None:
         """Drop a message that Celery can make nothing of, and store the reason for the caller that it names."""
-        claim = self._leases.find(tag)
-        if claim is None:
-            return
-        _, task_id = addressee(claim.message)
-        if task_id is None:
-            self.acknowledge(tag)
-        else:
-            self.fail(task_id, claim, error)
+        if (claim := self._leases.find(tag)) is not None:
+            self.dead_letters.refuse(claim, error)
 
     def give_up(self, request: FastRequest | Request, error: BaseException) -> None:
         """Answer a job for which Celery's own code raised, or give it back if a server was away. Any thread."""

@@ -51,10 +51,12 @@ class OutcomeReplay:
         reply, claim = outcome.job.reply, outcome.job.reply.claim
         if outcome.error is not None and not isinstance(outcome.error, Exception):
             outcome.error = BatchFailed(f"The model raised {outcome.error!r}.")
-        if isinstance(outcome.error, WorkerDied):
+        is_given_up = isinstance(outcome.error, WorkerDied)
+        if is_given_up:
             outcome.error = WorkerLostError(f"{outcome.error}")  # what callers know from Celery
         try:
-            answer = self._answer(outcome) if self._is_wanted(outcome) else None
+            wanted = self._is_wanted(outcome) and (not is_given_up or self._keep(outcome))
+            answer = self._answer(outcome) if wanted else None
         except Postponed as exc:
             logger.error(
                 "Celery could not be told the outcome of %s. It runs again after the length of a lease: %s", reply, exc
@@ -70,6 +72,11 @@ class OutcomeReplay:
             self._context.hub.call(self._finish, full_request(reply), answer, soon=True)
         if answer is None or isinstance(reply, FastRequest):
             self._context.hub.call(worker_state.forget, [reply])
+
+    def _keep(self, outcome: Outcome) -> bool:
+        """Keep the message of a job that is given up; return False if its failure is not to be stored now."""
+        job = outcome.job
+        return self._bridge.dead_letters.keep(job.reply.claim, f"{outcome.error}", job, patient=True)
 
     def _is_wanted(self, outcome: Outcome) -> bool:
         """Whether a job's message is still ours, or else nobody has answered: the server may have lost the message."""
@@ -145,7 +152,9 @@ class OutcomeReplay:
         context = {**request.request_dict, "args": args, "kwargs": kwargs, "is_eager": False, **embed}
         task.outcomes.current, task.outcomes.backend = outcome, backend
         try:
-            result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
+            # The tracer calls hooks of the task, receivers of signals and backends, any of which may hang.
+            with self._context.intake.user_code([outcome.job]):
+                result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
             del task.outcomes.current, task.outcomes.backend
         rejected = info.retval if info else None

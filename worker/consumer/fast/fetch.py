@@ -93,6 +93,7 @@ class QueueSource:
 
     def give_back_rest(self) -> None:
         """Let other workers have everything but what runs, here or in Celery's pool, because user code hangs."""
+        self._intake.on_work(self._intake.hung_jobs, begins=True)  # noted, whatever step they hang in
         running = {job.reply.claim.tag for job in (*self._intake.running, *self._intake.hung_jobs)}
         running |= self._bridge.in_hand.in_pool
         self._leases.give_back(claim for claim in self._leases.held() if claim.tag not in running)
@@ -196,5 +197,5 @@ def to_job(claim: Claim, call: FastCall, request: FastRequest, now: float, serve
         size=max(len(claim.message), call.size),
     )
     if call.redelivered:
-        job.deaths, job.redelivered = call.deaths, True
+        job.redelivered, (job.lost, job.deaths, job.lone_deaths) = True, call.lost
     return job

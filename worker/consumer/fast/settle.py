@@ -2,11 +2,13 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 
+import redis
 from celery import signals
 from celery.app.trace import task_has_custom
 from celery.utils.functional import maybe_list
@@ -16,6 +18,7 @@ from celery.worker.request import Request
 from ....batchers import Batch, Job, Outcome
 from ....producer import private
 from ...broker import RunningNote, Settled
+from ...broker.retry import is_transient
 from ..compat import worker_state
 from ..compat.bridge import CeleryBridge
 from ..compat.context import WorkerContext
@@ -49,6 +52,7 @@ class CelerySink:
         self._events = events
         self._store = store
         self._note = note
+        self._device_thread = 0
         self._replay = OutcomeReplay(context, bridge, store.backend_of)
         self._hooked = {
             name for name, task in self._tasks.items() if any(task_has_custom(task, hook) for hook in _HOOKS)
@@ -78,11 +82,28 @@ class CelerySink:
                 self._hub.call(worker_state.forget, [job.reply])
         return wanted
 
+    def admits(self, batch: Batch) -> bool:
+        """Return whether a suspect may run; not while the server is away, because its death could not be noted."""
+        try:
+            return self._leases.scripts.may_run_suspect(batch.jobs[0].reply.claim)
+        except redis.RedisError as exc:
+            logger.warning("A job that may end this worker could not be announced: %s", exc)
+            return not is_transient(exc)  # else it would never run
+
+    def working(self, jobs: Sequence[Job], *, begins: bool) -> None:
+        """Note at the server what user code works on. The device thread's work is noted when its batch starts.
+
+        That note stays until the next batch starts, because an error may end the engine after the batch has failed.
+        """
+        if threading.get_ident() != self._device_thread:
+            self._note.write([job.reply.claim.tag for job in jobs] if begins else [])
+
     def started(self, batch: Batch) -> None:
         """Note at the server which jobs run, in case they end the worker; let `inspect` and events show them.
 
         Jobs of a quick batch are noted only if one of them was redelivered, because a worker has died then.
         """
+        self._device_thread = threading.get_ident()
         requests = [job.reply for job in batch.jobs]
         if not batch.quick or any(map(_redelivered, batch.jobs)):
             self._note.write([request.claim.tag for request in requests])

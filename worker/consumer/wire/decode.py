@@ -17,9 +17,17 @@ from .compression import check_size, decompress
 
 _JSON = "application/json"
 _NULL = b"null"
+#: More than any option allows, and still a number of ordinary size.
+_MOST_LOST = 1_000_000
 
 Args = list[Any]
 Kwargs = dict[str, Any]
+
+
+#: How often a message was lost, as `give_back.lua` counts it: leases that ran out, of these while user code worked on
+#: the job, of these while it worked on nothing else.
+Lost = tuple[int, int, int]
+NEVER_LOST: Lost = (0, 0, 0)
 
 
 # gc=False because these hold nothing that could refer back to them, and are made for every message.
@@ -30,8 +38,8 @@ class DeliveryInfo(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     exchange: str = ""
     routing_key: str = ""
-    #: True, or the number of workers that died while they ran the job.
     redelivered: bool | int = False
+    batchery_lost: Lost = NEVER_LOST
 
 
 class Properties(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -110,13 +118,8 @@ class FastCall(msgspec.Struct, gc=False):
     #: Bytes of the decompressed body.
     size: int
     in_chord: bool
-    #: The message's flag, as `DeliveryInfo` has it.
-    redelivered: bool | int = False
-
-    @property
-    def deaths(self) -> int:
-        """Number of workers that died while they ran the call."""
-        return deaths_of(self.redelivered)
+    redelivered: bool = False
+    lost: Lost = NEVER_LOST
 
 
 _message = msgspec.json.Decoder(Message)
@@ -143,13 +146,20 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_B
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
     args, kwargs, in_chord = arguments
-    flag, priority = properties.delivery_info.redelivered, properties.priority or 0
-    return FastCall(decoded.headers, args, kwargs, priority, expires_at, len(body), in_chord, flag)
+    info, priority = properties.delivery_info, properties.priority or 0
+    call = FastCall(decoded.headers, args, kwargs, priority, expires_at, len(body), in_chord)
+    if info.redelivered or info.batchery_lost is not NEVER_LOST:
+        call.redelivered, call.lost = True, lost_of(info.batchery_lost)
+    return call
 
 
-def deaths_of(redelivered: object) -> int:
-    """Return how many workers died while they ran a message, by its flag `redelivered`; `MAX_DEATHS` at most."""
-    return max(0, min(redelivered, tuning.MAX_DEATHS)) if type(redelivered) is int else 0
+def lost_of(counts: object) -> Lost:
+    """Return how often a message was lost, by what its `delivery_info` has as `batchery_lost`, whoever wrote it."""
+    try:
+        lost, deaths, lone = (max(0, min(count, _MOST_LOST)) for count in msgspec.convert(counts, Lost))
+    except msgspec.ValidationError:
+        return NEVER_LOST
+    return lost, deaths, lone
 
 
 def _arguments(body: bytes, content_type: str, encoding: str) -> tuple[Args, Kwargs, bool] | None:
