@@ -3,7 +3,7 @@
 The places are found from the code itself: every call of the rooms `broker` and `consumer` that is made while a worker
 serves calls of many kinds, starts, or stops. One after the other then fails, once. `make faults` lets all places fail
 in all ways. An ordinary run lets each place fail in one way that calls others' code (Celery, Redis, users' hooks), and
-one in three of those that call ours.
+one in four of those that call ours.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def trials(surveyed: dict[int, tuple[str, int]]) -> Iterator[Trial]:
         kinds = [kind for kind in KINDS if kind != "hang" or mark == OTHERS]
         if ALL:
             yield from (Trial(place, kind, scene) for kind in kinds)
-        elif place % SLOW_PART == 0 if scene in SLOW else mark == OTHERS or (mark == OURS and place % 3 == 0):
-            yield Trial(place, kinds[place // 3 % len(kinds)], scene)
+        elif place % SLOW_PART == 0 if scene in SLOW else mark == OTHERS or (mark == OURS and place % 4 == 0):
+            yield Trial(place, kinds[place // 4 % len(kinds)], scene)
 
 
 @pytest.mark.worker

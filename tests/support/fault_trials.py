@@ -333,7 +333,7 @@ def survey(lane: Lane, scenes: Collection[str]) -> dict[int, tuple[str, int]]:
     lane.become_sound()
     started = lane.orders.seen()
     for name in scenes:
-        for _ in range(1 if name in SLOW else 3):
+        for _ in range(1 if name in SLOW else 2):
             if name == LIFE:
                 sent, problem = Trial(-1, "value", LIFE)._live(lane)
                 assert not problem, problem
