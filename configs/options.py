@@ -12,10 +12,13 @@ from msgspec.structs import fields, force_setattr
 
 _Count = Annotated[int, Meta(ge=1)]
 _Text = Annotated[str, Meta(min_length=1)]
-_Limit = Annotated[_Count | None, Meta(description='a whole number from 1 up, or None ("none" in a file)')]
+_Tokens = Annotated[int, Meta(ge=1, le=10**12)]
+_Limit = Annotated[
+    _Tokens | None, Meta(description='a whole number from 1 to 1,000,000,000,000, or None ("none" in a file)')
+]
 _Sizes = Annotated[Sequence[_Count], Meta(description="a list of ascending whole numbers from 1 up")]
 _Names = Annotated[Sequence[_Text] | None, Meta(description="a list of tasks' names; without it all are served")]
-_Bytes = Annotated[_Count, Meta(description="a whole number of bytes from 1 up")]
+_Bytes = Annotated[int, Meta(ge=1, le=10**12, description="a whole number of bytes from 1 to 1,000,000,000,000")]
 _TimeLimit = Annotated[float, Meta(gt=0, le=1e6, description="a number of seconds above 0, up to 1,000,000")]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6, description="a number of seconds from 0 to 1,000,000")]
 

@@ -147,6 +147,23 @@ HUB_PAUSE_S = 0.01
 #: if it is JSON of many small lists.
 MAX_BODY_BYTES = 64 * 2**20
 
+#: The part of `held_max_bytes` that messages in Celery's hands may take; messages with an ETA take half of it at most.
+CELERY_PART, ETA_PART = 1 / 4, 1 / 2
+#: Bytes that Celery's own objects for one message take: 10,000 small ETA messages made a worker grow by 100 MB.
+CELERY_OBJECTS_BYTES = 10_000
+#: Seconds before its ETA at which the bytes of a parked message are fetched: longer than an idle claim thread waits.
+#: And seconds until a parked message that had no room is tried again.
+FETCH_AHEAD_S, PARK_AGAIN_S = 3.0, 1.0
+#: Parked messages that are fetched at once, at most.
+FETCH_MAX_JOBS = 256
+#: Seconds after which a worker whose pool of plain tasks is full looks at the queues of plain tasks again, and how many
+#: messages it claims then: the calls of batch tasks among them run, and the others go back.
+PROBE_S, PROBE_MAX_JOBS = 5.0, 64
+
+#: Bytes of the jobs that were claimed and that Celery's hub has not seen yet, as a part of `held_max_bytes`, and what
+#: each takes besides its message. No more is claimed meanwhile, because a plain task in a solo pool blocks the hub.
+HUB_PART, HUB_JOB_BYTES = 1 / 8, 4096
+
 #: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.worker.broker import Leases, Queue, connect
+from batchery.worker.broker import Claim, HeldAs, Leases, Queue, connect
 from kombu import Connection
 from kombu import Queue as KombuQueue
 
@@ -63,7 +63,7 @@ def test_a_claim_is_bounded_in_bytes(leases: Leases, lists: Lists, queue: Queue,
     size = len(message(10))
     assert labels(leases.claim([queue], ALL, fitting * size)) == list(range(10, 10 + fitting))
     assert lists.labels() == list(range(10 + fitting, 60))
-    assert leases.held_bytes == fitting * size
+    assert leases.bytes_of(HeldAs.JOB) == fitting * size
 
 
 def test_a_message_above_the_bound_is_taken_alone(leases: Leases, lists: Lists, queue: Queue) -> None:
@@ -78,8 +78,8 @@ def test_the_bound_in_bytes_holds_over_priorities_and_queues(leases: Leases, red
     one.put(10, 11)
     other.put(12, 13)
     one.put(14, priority=3)
-    assert labels(leases.claim([one.queue, other.queue], ALL, 3 * len(message(10, queue="other")))) == [10, 11, 12]
-    assert one.labels() + other.labels() == [14, 13]
+    assert labels(leases.claim([one.queue, other.queue], ALL, 3 * len(message(10, queue="other")))) == [10, 11, 14]
+    assert one.labels() + other.labels() == [12, 13]
 
 
 def test_a_claim_from_an_empty_queue_takes_nothing(leases: Leases, lists: Lists, queue: Queue) -> None:
@@ -245,6 +245,134 @@ def test_each_queue_has_its_own_shares(make_leases: MakeLeases, redis_client: re
     assert shared.labels() == [2, 3]
 
 
+def set_aside(leases: Leases, claims: list[Claim], held_as: HeldAs = HeldAs.ETA) -> None:
+    for claim in claims:
+        leases.change(claim, held_as, claim.size)
+
+
+@pytest.mark.parametrize("held_as", [held_as for held_as in HeldAs if held_as is not HeldAs.JOB])
+def test_what_is_no_job_counts_neither_as_a_workers_own_work_nor_as_work_of_all(
+    make_leases: MakeLeases, lists: Lists, queue: Queue, held_as: HeldAs
+) -> None:
+    first, other = workers(make_leases, queue, 2)
+    lists.put(*range(100))
+    while claims := claim_all(first, queue):
+        set_aside(first, claims, held_as)
+    assert len(first.held()) == 100
+    lists.put(*range(10))
+    assert len(claim_all(first, queue)) == 5
+    lists.put(*range(10))
+    assert len(claim_all(other, queue)) == 10, "20 jobs are there, and the first worker has 5 of them"
+
+
+def test_what_was_set_aside_counts_once_it_is_a_job(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+    first, other = workers(make_leases, queue, 2)
+    lists.put(*range(20))
+    claims = claim_all(first, queue)
+    set_aside(first, claims)
+    first.claim([queue], 0, 0)  # a claim tells what was set aside
+    assert len(claim_all(other, queue)) == 5
+    set_aside(first, claims, HeldAs.JOB)
+    assert len(claim_all(first, queue)) == 0, "it has 10 jobs, the other one has 5, and 5 are left"
+    assert len(claim_all(other, queue)) == 5
+
+
+def test_a_worker_that_died_leaves_nothing_set_aside(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    dead, first, _ = workers(make_leases, queue, 3)
+    lists.put(*range(30))
+    set_aside(dead, claim_all(dead, queue))
+    dead.claim([queue], 0, 0)
+    assert redis_client.hgetall(queue.aside) == {dead.worker.encode(): b"10"}
+    redis_client.zadd(queue.workers, {dead.worker: 1.0})
+    assert len(claim_all(first, queue)) == 15
+    assert redis_client.hgetall(queue.aside) == {}
+
+
+def test_nothing_is_left_to_a_worker_that_drains_or_hangs_until_it_claims_again(
+    make_leases: MakeLeases, redis_client: redis.Redis, lists: Lists, queue: Queue
+) -> None:
+    first, drains = workers(make_leases, queue, 2)
+    lists.put(1)
+    assert len(claim_all(drains, queue)) == 1
+    drains.shares.leave()
+    drains.flush()
+    drains.refresh([queue])
+    lists.put(*range(10))
+    assert len(claim_all(first, queue)) == 10
+    settle(first, first.held())
+    claim_all(drains, queue)
+    lists.put(*range(9))
+    assert len(claim_all(first, queue)) == 5
+    drains.shares.leave()
+    drains.leave()
+    assert redis_client.hgetall(queue.aside) == {}
+
+
+def test_an_idle_worker_has_a_share_in_every_backlog(make_leases: MakeLeases, lists: Lists, queue: Queue) -> None:
+    """So nothing waits for a worker that does not come, whatever that one is thought to hold."""
+    first, *_ = workers(make_leases, queue, 9)
+    for number in range(20):
+        lists.put(number)
+        assert len(claim_all(first, queue)) == 1
+        settle(first, first.held())
+
+
+# -- Lower priorities --------------------------------------------------------------------------------------------------
+
+
+def test_a_small_part_of_each_claim_is_for_each_lower_priority(leases: Leases, lists: Lists, queue: Queue) -> None:
+    lists.put(*range(100))
+    for priority in (3, 6, 9):
+        lists.put(*(f"{priority}-{number}" for number in range(10)), priority=priority)
+    taken = labels(leases.claim([queue], 64, ANY_SIZE))
+    assert taken == [*range(52), *(f"{priority}-{number}" for priority in (3, 6, 9) for number in range(4))]
+
+
+def test_no_more_than_that_part_is_held_of_a_lower_priority(leases: Leases, lists: Lists, queue: Queue) -> None:
+    """Otherwise jobs that wait longest would fill a worker, and those of a higher priority would wait for them."""
+    lists.put(*range(500))
+    lists.put(*(f"low {number}" for number in range(100)), priority=9)
+    for _ in range(10):
+        claims = leases.claim([queue], 32, ANY_SIZE)
+        settle(leases, [claim for claim in claims if claim.priority == 0])
+    low = [claim for claim in leases.held() if claim.priority == 9]
+    assert len(low) == 2
+    settle(leases, low)
+    assert [claim.priority for claim in leases.claim([queue], 32, ANY_SIZE)].count(9) == 2
+
+
+def test_a_lower_priority_gets_its_part_whatever_floods_another_queue_and_however_large(
+    leases: Leases, redis_client: redis.Redis
+) -> None:
+    flood, other = Lists(redis_client, Queue("flood")), Lists(redis_client, Queue("other"))
+    flood.put(*("x" * 1000 + str(number) for number in range(20)))
+    other.put("y" * 1000, priority=9)
+    claims = leases.claim([flood.queue, other.queue], ALL, 5 * len(message("x" * 1001)))
+    assert [claim.queue.name for claim in claims] == [*["flood"] * 4, "other"]
+
+
+def test_the_smallest_claim_is_not_for_lower_priorities_alone(leases: Leases, lists: Lists, queue: Queue) -> None:
+    lists.put(*range(10))
+    lists.put("low", "low", priority=9)
+    assert [labels(leases.claim([queue], 1, ANY_SIZE)) for _ in range(4)] == [["low"], [0], [1], [2]]
+
+
+# -- Many queues -------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_from_many_empty_queues_asks_the_server_once(leases: Leases, redis_client: redis.Redis) -> None:
+    queues = [Queue(f"queue {number}") for number in range(300)]
+    leases.claim(queues, ALL, ANY_SIZE)
+    redis_client.config_resetstat()
+    assert leases.claim(queues, ALL, ANY_SIZE) == []
+    calls = {name: figures["calls"] for name, figures in redis_client.info("commandstats").items()}
+    assert sum(calls.values()) < 10
+    Lists(redis_client, queues[-1]).put("a", priority=9)
+    assert labels(leases.claim(queues, ALL, ANY_SIZE)) == ["a"]
+
+
 # -- Answers that get lost ---------------------------------------------------------------------------------------------
 
 
@@ -271,14 +399,14 @@ def test_a_claim_whose_answer_was_lost_is_given_back_at_the_next_claim(
     leases = Leases(connect(Losing, redis.ConnectionPool.from_url(redis_url).connection_kwargs), lease_s=30)
     lists.put(*range(3))
     lists.put(3, priority=3)
-    assert labels(leases.claim([queue], 1, ANY_SIZE)) == [0]
+    assert labels(leases.claim([queue], 1, ANY_SIZE)) == [3]
     Losing.to_lose = 2  # a claim's answer, and that of giving back what it took
     for limit in (2, ALL):
         with pytest.raises(redis.ConnectionError):
             leases.claim([queue], limit, ANY_SIZE)
-    assert lists.labels() == [1, 2, 3]
+    assert lists.labels() == [0, 1, 2]
     claims = claim_all(leases, queue)
-    assert labels(claims) == [1, 2, 3]
+    assert labels(claims) == [0, 1, 2]
     assert not any("redelivered" in json.loads(claim.message)["properties"]["delivery_info"] for claim in claims)
     assert len(lists.leased()) == 4
 

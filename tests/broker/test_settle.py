@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from batchery.worker.broker import Claim, Leases, Queue, ResultRetention, Settled, Settlement
+from batchery.worker.broker import Claim, HeldAs, Leases, Queue, ResultRetention, Settled, Settlement
 
 from tests.support.leases import Lists, MakeLeases, claim_all, label_of, settle
 
@@ -33,7 +33,7 @@ def test_a_settled_message_is_gone_and_its_result_is_there(
     assert lists.leased() == set()
     assert lists.labels() == []
     assert not leases.held()
-    assert leases.held_bytes == 0
+    assert leases.bytes_of(*HeldAs) == 0
 
 
 def test_a_result_without_expiry_is_kept(leases: Leases, redis_client: redis.Redis, lists: Lists, queue: Queue) -> None:

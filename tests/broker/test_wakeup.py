@@ -139,6 +139,20 @@ def test_an_interrupt_ends_a_wait(watcher: ArrivalWatcher, redis_client: redis.R
     assert waiting.result() is False
 
 
+def test_a_watcher_that_is_interrupted_lets_the_next_worker_watch(
+    redis_url: str, watcher: ArrivalWatcher, redis_client: redis.Redis, lists: Lists
+) -> None:
+    watching = Waiting(watcher, [lists.queue], redis_client)
+    other = ArrivalWatcher(client_of(redis_url))
+    idle = Waiting(other, [lists.queue], redis_client, "blpop")
+    watcher.interrupted = True
+    assert watching.result() is False
+    assert idle.result() is True
+    lists.put("a")
+    assert other.wait([lists.queue], LONG)
+    other.close()
+
+
 def test_a_message_wakes_one_worker_and_that_one_wakes_the_next(
     redis_url: str, watcher: ArrivalWatcher, redis_client: redis.Redis, lists: Lists
 ) -> None:

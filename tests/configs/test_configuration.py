@@ -150,13 +150,14 @@ def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
         f"max_batch_size: {belongs}",
         'default: there is no such option here. Did you mean "defaults"? Possible: defaults, preset, tasks, worker.',
         f'[worker] lease: there is no such option here. Did you mean "lease_s"? Possible: {worker}.',
-        "[worker] held_max_bytes = 'a lot' is not possible: it must be a whole number of bytes from 1 up.",
+        "[worker] held_max_bytes = 'a lot' is not possible: it must be a whole number of bytes from 1 to "
+        "1,000,000,000,000.",
         f"[worker] look_ahead: {belongs}",
         "[defaults] max_wait_ms = -1 is not possible: it must be a number of ms from 0 to 1,000,000,000.",
         "[defaults] lease_s: this is an option of a worker, which belongs in [worker].",
         '[tasks.search] embed: a task\'s name with dots needs quotes: [tasks."search.embed"].',
-        '[tasks."search.rank"] max_batch_tokens = 0 is not possible: it must be a whole number from 1 up, '
-        'or None ("none" in a file).',
+        '[tasks."search.rank"] max_batch_tokens = 0 is not possible: it must be a whole number from 1 to '
+        '1,000,000,000,000, or None ("none" in a file).',
         f'[tasks."search.rank"] xyz: there is no such option here. Possible: {task}.',
     ]
 

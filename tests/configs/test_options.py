@@ -9,17 +9,17 @@ from batchery.configs.configuration import option_value
 
 INF, NAN = float("inf"), float("nan")
 COUNT: list[Any] = [0, -1, 1.0, "64", None, True]
-LIMIT: list[Any] = [0, -1, 1.5, "9", True]
+LIMIT: list[Any] = [10**30, 0, -1, 1.5, "9", True]
 AMOUNT: list[Any] = [-1, -0.5, NAN, INF, "5", None, True]
 
 BAD_TASK_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "max_batch_size": ([65_537, *COUNT], "a whole number from 1 to 65,536"),
-    "max_batch_tokens": (LIMIT, 'a whole number from 1 up, or None ("none" in a file)'),
+    "max_batch_tokens": (LIMIT, 'a whole number from 1 to 1,000,000,000,000, or None ("none" in a file)'),
     "preferred_batch_sizes": (
         [4, "4", (0,), (8, 4), [8, 4], (4, 4), (1.5,), {4, 8}, None],
         "a list of ascending whole numbers from 1 up",
     ),
-    "small_batch_threshold": (LIMIT, 'a whole number from 1 up, or None ("none" in a file)'),
+    "small_batch_threshold": (LIMIT, 'a whole number from 1 to 1,000,000,000,000, or None ("none" in a file)'),
     "max_wait_ms": ([1e9 + 1, *AMOUNT], "a number of ms from 0 to 1,000,000,000"),
     "look_ahead": ([10_001, *COUNT], "a whole number of batches from 1 to 10,000"),
     "max_age_ms": ([-1, -INF, NAN, "5", None, True], "a number of ms from 0 up, or inf"),
@@ -32,10 +32,10 @@ BAD_WORKER_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "device": (["", None, 0], '"auto" or a torch device'),
     "warm_up_s": ([1e6 + 1, *AMOUNT], "a number of seconds from 0 to 1,000,000"),
     "lease_s": ([0, 0.5, 1e6 + 1, *AMOUNT], "a number of seconds from 1 to 1,000,000"),
-    "claim_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
-    "held_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "claim_max_bytes": ([10**12 + 1, *COUNT], "a whole number of bytes from 1 to 1,000,000,000,000"),
+    "held_max_bytes": ([10**30, *COUNT], "a whole number of bytes from 1 to 1,000,000,000,000"),
     "dead_letters": ([1_000_001, -1, 1.0, "64", None, True], "a whole number from 0 to 1,000,000"),
-    "dead_letters_max_bytes": (COUNT, "a whole number of bytes from 1 up"),
+    "dead_letters_max_bytes": ([10**30, *COUNT], "a whole number of bytes from 1 to 1,000,000,000,000"),
     "dead_letters_max_age_s": ([0, 1e6 + 1, *AMOUNT], "a number of seconds above 0, up to 1,000,000"),
     "drain_timeout_s": ([1e6 + 1, *AMOUNT], "a number of seconds from 0 to 1,000,000"),
 }

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from batchery.batchers import Batch, Job, JobState
-from batchery.configs import WorkerOptions
-from batchery.worker.broker import Claim, DeadLetter, LetterLimits, Queue
+from batchery.configs import TaskOptions, WorkerOptions
+from batchery.worker import tuning
+from batchery.worker.broker import Claim, DeadLetter, HeldAs, LetterLimits, Queue
+from batchery.worker.broker.held import HeldClaims
+from batchery.worker.broker.retry import RedisRetry
+from batchery.worker.consumer.compat.admission import CELERY, PLAIN
 from batchery.worker.consumer.compat.bridge import CeleryBridge
 from batchery.worker.consumer.compat.context import WorkerContext
 from batchery.worker.consumer.compat.dead_letters import why_given_up
+from batchery.worker.consumer.compat.in_hand import IN_HAND
 from batchery.worker.consumer.fast.settle import CelerySink
 from batchery.worker.consumer.wire.kombu_message import LeaseChannel, to_kombu
 from celery.exceptions import InvalidTaskError, Reject
@@ -30,26 +38,29 @@ READABLE = json.dumps({**ENVELOPE, "headers": {"task": "t", "id": "an-id"}}).enc
 UNREADABLE = b'{"headers": {"task": "t", "id": "an-id"}}'
 
 
-class FakeLeases:
+class FakeLeases(HeldClaims):
     """Holds claims, and notes what becomes of them."""
 
-    held_bytes = 0
-
     def __init__(self) -> None:
-        self.claims: dict[str, Claim] = {}
+        super().__init__(lease_s=30)
+        #: What the server has, by tag.
+        self.stored: dict[str, bytes] = {}
         self.acknowledged: list[str] = []
         self.given_back: list[str] = []
         self.buried: list[DeadLetter] = []
         #: Raised by `bury`.
         self.error: Exception | None = None
         self.scripts = self
-        self.gone: list[str] = []
 
-    def find(self, tag: str) -> Claim | None:
-        return self.claims.get(tag)
+    def hold(self, claim: Claim) -> None:
+        self._take([[claim]])
+        self.stored[claim.tag] = claim.message
 
-    def holds(self, claim: Claim) -> bool:
-        return claim.tag in self.claims
+    def lose(self, claim: Claim) -> None:
+        self._forget([claim])
+
+    def fetch(self, claims: list[Claim]) -> list[bytes | None]:
+        return [self.stored.get(claim.tag) for claim in claims]
 
     def acknowledge(self, claim: Claim) -> None:
         self.acknowledged.append(claim.tag)
@@ -63,8 +74,9 @@ class FakeLeases:
         self.buried.append(letter)
         return True
 
-    def let_go(self, claims: list[Claim]) -> None:
-        self.gone += [claim.tag for claim in claims]
+    @property
+    def forgotten(self) -> list[str]:
+        return [*self._let_go]
 
 
 class FakeBackend:
@@ -86,25 +98,29 @@ class FakeBackend:
 class Bench:
     """A bridge, and all that it is connected to. Calls on the hub run at once; handled messages are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, **worker_options: Any) -> None:
         self.leases, self.backend = FakeLeases(), FakeBackend()
         self.submitted: list[Job] = []
         self.takes_jobs = True
+        self.number = 0
         self.handled: list[Any] = []
+        self.conf = SimpleNamespace(worker_eta_task_limit=None)
         consumer = SimpleNamespace(
             accept={"application/json"},
             handle_message=self.handled.append,
-            app=SimpleNamespace(backend=self.backend),
+            app=SimpleNamespace(backend=self.backend, conf=self.conf),
             hostname="worker@here",
+            pool=SimpleNamespace(num_processes=2),
+            prefetch_multiplier=4,
         )
         self.bridge = CeleryBridge(
             WorkerContext(
                 consumer=consumer,
-                tasks={},
-                options=WorkerOptions(),
+                tasks={"b": SimpleNamespace(options=TaskOptions())},  # type: ignore[dict-item]
+                options=WorkerOptions(**worker_options),
                 leases=self.leases,  # type: ignore[arg-type]
                 hub=SimpleNamespace(call=self._call),  # type: ignore[arg-type]
-                retry=None,  # type: ignore[arg-type]
+                retry=RedisRetry(),
                 intake=SimpleNamespace(submit=self._submit, scheduler=SimpleNamespace(draining=False)),  # type: ignore[arg-type]
             )
         )
@@ -117,7 +133,9 @@ class Bench:
         return self.takes_jobs
 
     def claim(self, tag: str, message: bytes = READABLE) -> Claim:
-        claim = self.leases.claims[tag] = Claim(tag, QUEUE, message, 1)
+        self.number += 1
+        claim = Claim(tag, QUEUE, message, self.number, size=len(message))
+        self.leases.hold(claim)
         return claim
 
     def request(self, tag: str, delivery_info: Any = None, **changes: Any) -> Any:
@@ -172,7 +190,7 @@ def test_a_message_that_is_dropped_is_kept_with_a_reason_that_quotes_nothing(ben
 def test_a_message_that_cannot_be_kept_comes_back(bench: Bench) -> None:
     bench.leases.error = redis.ConnectionError()
     bench.bridge.hand_over([bench.claim("a", UNREADABLE)])
-    assert (bench.leases.acknowledged, bench.leases.gone, bench.backend.failures) == ([], ["a"], {})
+    assert (bench.leases.acknowledged, bench.leases.forgotten, bench.backend.failures) == ([], ["a"], {})
 
 
 def test_a_message_that_can_never_be_kept_is_answered_all_the_same(bench: Bench) -> None:
@@ -235,14 +253,14 @@ def test_a_plain_call_fails_after_as_many_deliveries_as_a_batch_tasks(lost: int,
 
 
 @pytest.mark.parametrize(
-    ("error", "acknowledged", "gone"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
+    ("error", "acknowledged", "forgotten"), [(TypeError(), ["a"], []), (ConnectionError(), [], ["a"])], ids=repr
 )
 def test_a_failure_that_cannot_be_stored_is_tried_again_unless_it_never_can_be(
-    bench: Bench, error: Exception, acknowledged: list[str], gone: list[str]
+    bench: Bench, error: Exception, acknowledged: list[str], forgotten: list[str]
 ) -> None:
     bench.backend.error = error
     bench.bridge.fail("an-id", bench.claim("a"), ValueError("bad"))
-    assert (bench.leases.acknowledged, bench.leases.gone) == (acknowledged, gone)
+    assert (bench.leases.acknowledged, bench.leases.forgotten) == (acknowledged, forgotten)
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("away"), OperationalError("away"), Reject("no", requeue=True)])
@@ -278,7 +296,7 @@ def test_a_request_goes_back_to_its_queue_if_the_engine_drains(bench: Bench) -> 
 
 def test_a_request_whose_lease_was_lost_is_left_to_its_new_worker(bench: Bench) -> None:
     request = bench.request("b")
-    del bench.leases.claims["b"]
+    bench.leases.lose(bench.leases.held()[0])
     bench.bridge.take(request)
     assert bench.submitted == []
 
@@ -300,32 +318,125 @@ def test_a_job_that_has_not_expired_by_celerys_clock_is_submitted_as_a_new_job(b
     assert (again.id, again.reply, again.deadline, again.state) == ("an-id", request, None, JobState.NEW)
 
 
-def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_runs(bench: Bench) -> None:
+def test_what_celery_drops_when_it_reconnects_is_given_back_except_what_its_pool_has(bench: Bench) -> None:
     running, _waits = bench.request("running"), bench.request("waits")
     assert bench.bridge.enter_pool(running)
     bench.bridge.connection_lost()
     assert bench.leases.given_back == ["waits"]
+    assert bench.bridge.in_hand.in_pool == {"running"}
 
 
-def test_a_plain_task_whose_lease_was_lost_while_it_waited_for_its_eta_does_not_run(bench: Bench) -> None:
-    lost, ours = bench.request("lost"), bench.request("ours")
-    del bench.leases.claims["lost"]
-    assert [bench.bridge.enter_pool(request) for request in (lost, ours)] == [False, True]
-    assert bench.bridge.in_hand.in_pool == {"ours"}
-    bench.bridge.acknowledge("ours")
-    assert bench.bridge.in_hand.in_pool == set()
+def test_a_plain_task_whose_message_was_lost_does_not_enter_the_pool(bench: Bench) -> None:
+    request = bench.request("a")
+    bench.leases.lose(bench.leases.held()[0])
+    assert not bench.bridge.enter_pool(request)
 
 
-def test_celery_gets_no_more_messages_than_may_wait(bench: Bench) -> None:
-    before = bench.bridge.capacity
-    bench.bridge.hand_over([bench.claim(str(number)) for number in range(10)])
-    after = bench.bridge.capacity
-    assert before is not None
-    assert after is not None
-    assert before.jobs - after.jobs == 10
-    bench.leases.claims.clear()
-    bench.bridge.in_hand.forget_lost()
-    assert bench.bridge.capacity == before
+def calls(bench: Bench, count: int, task: str = "t", **headers: Any) -> list[Claim]:
+    """Messages for a plain task, `t`, or for a batch task, `b`."""
+    message = json.dumps({**ENVELOPE, "headers": {"task": task, "id": "an-id", **headers}}).encode()
+    return [bench.claim(f"{task}{bench.number}", message) for _ in range(count)]
+
+
+def in_hours(hours: float) -> str:
+    return (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+
+
+def test_celery_gets_as_many_plain_calls_as_its_pool_prefetches_and_the_others_go_back(bench: Bench) -> None:
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == 8
+    delivered = bench.bridge.hand_over(calls(bench, 10))
+    assert len(bench.handled) == 8
+    assert bench.leases.given_back == ["t8", "t9"]
+    assert set(delivered) == {("celery", PLAIN)}
+    bench.handled[0].ack()
+    bench.leases.lose(bench.leases.held()[1])  # its lease was lost, so that nobody will acknowledge it
+    bench.bridge.admission.capacity()
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == 2
+
+
+def test_calls_with_an_eta_and_those_of_batch_tasks_do_not_count_among_the_prefetched_ones(bench: Bench) -> None:
+    bench.bridge.hand_over([*calls(bench, 8), *calls(bench, 20, eta=in_hours(1)), *calls(bench, 20, "b")])
+    assert len(bench.handled) == 48
+    assert bench.leases.given_back == []
+
+
+def test_the_queues_of_plain_tasks_are_looked_at_now_and_then_while_the_pool_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.bridge.hand_over(calls(bench, 8))
+    assert bench.bridge.admission.capacity()[PLAIN].jobs == tuning.PROBE_MAX_JOBS
+    assert PLAIN not in bench.bridge.admission.capacity()
+    monkeypatch.setattr(tuning, "PROBE_S", 0.0)
+    bench.bridge.admission._probe_at = 0.0
+    assert PLAIN in bench.bridge.admission.capacity()
+
+
+def test_messages_with_an_eta_beyond_their_part_of_the_memory_are_parked_until_they_are_due() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    claims = calls(bench, 10, "b", eta=in_hours(1), meta="x" * 1000)
+    assert bench.bridge.hand_over(claims) == set()
+    held = bench.leases
+    assert (held.count(HeldAs.ETA), held.count(HeldAs.PARKED)) == (4, 6)
+    assert held.bytes_of(HeldAs.JOB, *IN_HAND) < 50_000
+    assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
+    bench.bridge.hand_over_due()
+    assert len(bench.handled) == 4
+    entries, bench.bridge.admission.parking._parked = bench.bridge.admission.parking._parked, []
+    bench.bridge.admission.parking._parked = [(0.0, *entry[1:]) for entry in entries]
+    bench.leases.lose(entries[0][2])  # its lease was lost
+    del bench.leases.stored[entries[1][2].tag]  # and this one, which only the server knows
+    bench.bridge.hand_over_due()
+    assert len(bench.handled) == 8
+    assert held.count(HeldAs.PARKED) == 0
+
+
+def test_celerys_own_limit_of_eta_tasks_holds(bench: Bench) -> None:
+    bench.conf.worker_eta_task_limit = 3
+    bench.bridge.hand_over(calls(bench, 10, "b", eta=in_hours(1)))
+    assert len(bench.handled) == 3
+
+
+@pytest.mark.parametrize("eta", ["soon", "2030-01-01T00:00:00", "9999-99-99", 7, None, "0001-01-01T00:00:00+00:00"])
+def test_what_is_no_eta_in_the_future_is_left_to_celery(bench: Bench, eta: object) -> None:
+    bench.conf.worker_eta_task_limit = 0
+    bench.bridge.hand_over(calls(bench, 1, "b", eta=eta))
+    assert len(bench.handled) == 1
+
+
+def test_what_celery_has_in_hand_is_bounded_in_bytes() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    bench.bridge.hand_over(calls(bench, 9, "b"))
+    assert bench.bridge.admission.capacity() == {}
+    bench.handled[0].ack()
+    assert bench.bridge.admission.capacity().keys() == {CELERY, PLAIN}
+
+
+def test_compressed_messages_that_do_not_fit_together_are_handed_over_one_after_the_other() -> None:
+    bench = Bench(held_max_bytes=400_000)
+    body = base64.b64encode(zlib.compress(bytes(60_000))).decode()
+    claims = calls(bench, 3, "b", compression="application/x-gzip")
+    for claim in claims:
+        document = {**json.loads(claim.message), "body": body}
+        document["properties"]["body_encoding"] = "base64"
+        claim.message = bench.leases.stored[claim.tag] = json.dumps(document).encode()
+    bench.bridge.hand_over(claims)
+    held = bench.leases
+    for number in range(1, 4):
+        assert len(bench.handled) == number
+        assert held.count(HeldAs.PARKED) == 3 - number
+        bench.handled[-1].ack()
+        parked = bench.bridge.admission.parking._parked
+        bench.bridge.admission.parking._parked = [(0.0, *entry[1:]) for entry in parked]
+        bench.bridge.hand_over_due()
+
+
+def test_a_message_that_was_given_back_before_celery_got_it_is_not_handed_over(bench: Bench) -> None:
+    (claim,) = calls(bench, 1)
+    bench.bridge.admission.admit([claim])
+    bench.bridge.connection_lost()
+    bench.bridge._deliver([claim])
+    assert bench.handled == []
+    assert bench.leases.given_back == [claim.tag]
 
 
 def test_a_request_of_celerys_counts_the_workers_that_died(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from batchery.batchers import Job
 from batchery.worker.broker import Claim, Queue
-from batchery.worker.consumer.fast.fetch import to_job
+from batchery.worker.consumer.fast.sort import to_job
 from batchery.worker.consumer.wire.decode import decode
 
 from tests.support.envelopes import message

@@ -19,12 +19,12 @@ class Worker:
     def __init__(self) -> None:
         self.claim = Claim("tag", Queue("q"), b"", 0)
         self.jobs: set[Job] = set()
-        self.at_celery = False
+        self.owned: set[str] = set()
         self.buffered: set[str] = set()
         self.given_back: list[Claim] = []
         self.dead_thread: str | None = None
         context: Any = SimpleNamespace(leases=self, intake=SimpleNamespace(scheduler=self), hub=None)
-        bridge: Any = SimpleNamespace(has=lambda claim: self.at_celery)
+        bridge: Any = self
         self.check = Ownership(context, bridge, lambda: self.dead_thread).check
 
     def held(self) -> list[Claim]:
@@ -51,7 +51,7 @@ def test_a_message_that_has_an_owner_stays(worker: Worker, owner: str) -> None:
     worker.check()
     if owner == "engine":
         worker.jobs.add(Job("id", "task", (), {}, reply=SimpleNamespace(claim=worker.claim), enqueued_at=0.0))
-    worker.at_celery = owner == "celery"
+    worker.owned = {"tag"} if owner == "celery" else set()
     worker.buffered = {"tag"} if owner == "buffer" else set()
     for _ in range(3):
         worker.check()

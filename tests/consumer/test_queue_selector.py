@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchery.worker.broker import Queue
-from batchery.worker.consumer.fast.queue_selector import CELERY, QueueSelector, Selection
+from batchery.worker.consumer.compat.admission import CELERY, PLAIN
+from batchery.worker.consumer.fast.queue_selector import QueueSelector, Selection
 from batchery.worker.engine import Capacity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,13 @@ def test_a_claim_takes_no_more_bytes_than_the_least_capacity_of_its_tasks() -> N
     assert learned().next([A, B], free, 800).max_bytes == 300
     assert learned().next([A], free, 800).max_bytes == 800
     assert learned().next([A], free, MANY).max_bytes == 1000
+
+
+def test_plain_tasks_limit_only_a_queue_that_delivers_nothing_else() -> None:
+    selector = QueueSelector()
+    selector.learn([("for-a", "a"), ("for-a", PLAIN), ("for-b", PLAIN)])
+    free = {"a": Capacity(300, MANY), PLAIN: Capacity(4, MANY)}
+    assert dict(zip(*selector.next([A, B], free, MANY)[:2], strict=True)) == {A: 300, B: 2}
 
 
 @given(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from batchery.batchers import GreedyPlanner
 from batchery.configs import TaskOptions
+from batchery.configs.configuration import option_value
+from batchery.worker.consumer.settings import RUNTIME_OPTIONS
 
 from tests.support.fakes import FakeModel, FakePorts, Held, Jobs, StartEngine
 
@@ -66,3 +71,55 @@ def test_small_requests_go_first_once_a_threshold_is_set(jobs: Jobs) -> None:
     first = planner.choose(waiting, now=0.0)
     assert first is not None
     assert first.jobs == waiting[1:]
+
+
+#: What a typo, or a program that computes a value, may send by remote control.
+ODD: list[Any] = [
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    -1,
+    -0.5,
+    0,
+    1,
+    10**11,
+    10**30,
+    1e300,
+    True,
+    None,
+    "none",
+    "",
+    [],
+    {},
+]
+
+
+@pytest.mark.parametrize("option", RUNTIME_OPTIONS)
+def test_no_value_of_an_option_stops_a_running_engine(
+    start: StartEngine, ports: FakePorts, jobs: Jobs, option: str
+) -> None:
+    """A value is refused with what is allowed, or the engine works with it."""
+    engine = start(FakeModel())
+    answered = 0
+    for value in ODD:
+        try:
+            options = TaskOptions(**{option: option_value(TaskOptions, option, value)})
+        except ValueError:
+            continue
+        engine.set_options("double", options)
+        if option not in ("max_wait_ms", "batch_time_limit_s"):  # which are to make a batch wait, or hang
+            ports.put(*jobs.many(*range(answered, answered + 3)))
+            answered += 3
+            ports.wait_for_outcomes(answered)
+    engine.set_options("double", TaskOptions())
+    ports.put(jobs(answered))
+    ports.wait_for_outcomes(answered + 1)
+
+
+@pytest.mark.parametrize("option", RUNTIME_OPTIONS)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), -1, 10**30, "many", [1, "a"], {}, True], ids=repr)
+def test_a_value_that_can_only_be_a_mistake_is_refused(option: str, value: Any) -> None:
+    if option == "max_age_ms" and value == 10**30:  # as good as never
+        return
+    with pytest.raises(ValueError, match="it must be"):
+        option_value(TaskOptions, option, value)

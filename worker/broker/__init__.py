@@ -1,6 +1,6 @@
 """The broker's side: claims, leases, settling. Redis, no Celery: messages are bytes here."""
 
-from .claims import ChordPart, Claim, ResultRetention, Settled, Settlement
+from .claims import ChordPart, Claim, HeldAs, ResultRetention, Settled, Settlement
 from .client import connect
 from .dead_letters import DeadLetter, DeadLetters, LetterLimits
 from .keys import Queue
@@ -14,6 +14,7 @@ __all__ = [
     "Claim",
     "DeadLetter",
     "DeadLetters",
+    "HeldAs",
     "Leases",
     "LetterLimits",
     "Queue",

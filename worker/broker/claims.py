@@ -9,6 +9,22 @@ import msgspec
 from .keys import Queue
 
 
+class HeldAs(enum.IntEnum):
+    """What a worker holds a message as. Only jobs count in the fair share, because nothing else can run now."""
+
+    #: A job of the engine, or on its way there.
+    JOB = 0
+    #: A call of a batch task that Celery has in hand, such as one with a rate limit.
+    BRIDGED = 1
+    #: A call of a plain task that Celery has in hand, and one that waits or runs in its pool.
+    PLAIN = 2
+    POOLED = 3
+    #: A call that Celery's timer keeps until its ETA.
+    ETA = 4
+    #: A message of which the worker keeps only the tag, because its bytes do not fit: they are at the server.
+    PARKED = 5
+
+
 class Claim(msgspec.Struct, eq=False, gc=False):
     """A message that is ours for the time of its lease."""
 
@@ -17,6 +33,11 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     message: bytes
     #: Position in this worker's claims.
     seq: int
+    #: The list that it was taken from.
+    priority: int = 0
+    #: Bytes that it takes here, or would take if it were not parked. Only `HeldClaims` changes it, and the next field.
+    size: int = 0
+    held_as: HeldAs = HeldAs.JOB
 
 
 class Lease(NamedTuple):

@@ -45,6 +45,11 @@ class Queue:
         return f"{self.prefix}batchery:workers:{self.name}"
 
     @cached_property
+    def aside(self) -> str:
+        """Hash: worker to the number of messages that it holds and that are no jobs."""
+        return f"{self.prefix}batchery:aside:{self.name}"
+
+    @cached_property
     def running(self) -> str:
         """Beginning of the keys of running notes, which the worker's part of a tag completes."""
         return f"{self.prefix}{RUNNING}"

@@ -41,7 +41,7 @@ class LeaseRefresher:
         self._hung = hung
         self._on_hung = on_hung
         self._outage = outage
-        self._was_hung = False
+        self._was_hung = self._found_orphans = False
         self._keeper = keeper
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batchery-lease", daemon=True)
@@ -95,9 +95,11 @@ class LeaseRefresher:
             self._leases.flush()  # so that what is acknowledged is not given back
             self._on_hung()
         self._was_hung = hung
-        if orphans := self._leases.sweep():
+        # Where there were orphans, there may be more, so that it stays this worker's turn.
+        if orphans := self._leases.sweep(0.0 if self._found_orphans else self._turn_s):
             logger.warning("%d jobs of a worker that died or hung are back at the front of the queue.", orphans)
         if time.monotonic() - self._mended_at >= tuning.MEND_LEASES * self._leases.lease_s:
             self._leases.mend()
             self._mended_at = time.monotonic()
-        return orphans > 0
+        self._found_orphans = orphans > 0
+        return self._found_orphans

@@ -27,7 +27,8 @@ from . import orphans
 from .claims import Claim, ResultRetention, Settled, Settlement
 from .held import HeldClaims
 from .keys import Queue
-from .lua import Scripts, tag_of
+from .lua import Scripts
+from .shares import Shares
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,11 @@ class Leases(HeldClaims):
         self.withheld = 0
         #: Redis TIME of the last claim, in seconds since the epoch.
         self.server_time = 0.0
-        self.scripts = self._scripts = Scripts(client, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s)
+        #: Our part in what the workers of a queue share.
+        self.shares = Shares(self.worker)
+        self.scripts = self._scripts = Scripts(
+            client, self.shares, worker=self.worker, tag_worker=self.tag_worker, lease_s=lease_s
+        )
         #: Raises the error with which the server refuses writes to a queue now, if it does.
         self.check_server = self._scripts.check_server
         self._next_seq = 0
@@ -63,32 +68,36 @@ class Leases(HeldClaims):
             held.update(zip(tags, self._scripts.held(group[0].queue, tags), strict=True))
         return [held[claim.tag] for claim in claims]
 
+    def fetch(self, claims: Sequence[Claim]) -> list[bytes | None]:
+        """Return the bytes of messages of one queue that are ours, from the server; None for each that is lost."""
+        return self._scripts.fetch(claims[0].queue, [claim.tag for claim in claims])
+
     def claim(
         self, queues: Sequence[Queue], limit: int, max_bytes: int, limits: Sequence[int] | None = None
     ) -> list[Claim]:
         """Claim `limit` messages and `max_bytes` at most, but one message whatever its size; never waits.
 
         `limits` bounds the messages of each of `queues`; None bounds each by `limit`. The highest priority comes first,
-        then the first of `queues`, then the oldest message of a queue. If our lease has run out, it is refreshed first.
+        then the first of `queues`, then the oldest message of a queue; but a sixteenth is for each lower priority. If
+        our lease has run out, it is refreshed first.
         """
-        self._give_back_unanswered()
+        orphans.give_back_unanswered(self._scripts, self._unanswered, self.tag_worker)
         self._queues.update({queue.name: queue for queue in queues})
-        held = [self._held_of[queue.name] for queue in queues]
         seqs = range(self._next_seq, self._next_seq + limit)
         self._unanswered.append((queues, seqs))
         # Numbers are used once even if the answer is lost, because two claims must not share tags.
         self._next_seq = seqs.stop
         claim = functools.partial(
-            self._scripts.claim, queues, seqs, held=held, limits=limits or [limit] * len(queues), max_bytes=max_bytes
+            self._scripts.claim, queues, seqs, held=self, limits=limits or [limit] * len(queues), max_bytes=max_bytes
         )
         answer = claim()
         if answer is None and not self._has_left:
             self.refresh(queues)
             answer = claim()
-        self.server_time, self.withheld, claims = answer or (self.server_time, 0, [])
-        self._take(claims)
+        self.server_time, self.withheld, lists = answer or (self.server_time, 0, [])
+        self._take(lists)
         self._unanswered.pop()
-        return claims
+        return [claim for claims in lists for claim in claims]
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Store results and acknowledge, in one round trip for each queue; return what became of each settlement.
@@ -113,6 +122,7 @@ class Leases(HeldClaims):
             redis.RedisError: the server is away or refuses; nothing is lost, and the next `flush` sends it.
         """
         self.has_buffered.clear()
+        self.shares.flush(self._scripts.client, self._queues)
         self.settle([], ResultRetention(db=self._scripts.db))
         for rejected, buffer in self._to_give_back.items():
             with _taken(buffer) as claims:
@@ -146,18 +156,18 @@ class Leases(HeldClaims):
                 )
         return refreshed
 
-    def sweep(self) -> int:
-        """Give back messages of workers whose lease has run out; return how many: 0 if there are none any more."""
-        return orphans.sweep(self._scripts, list(self._queues.values()))
+    def sweep(self, turn_s: float = 0.0) -> int:
+        """Give back messages of workers whose lease has run out; return how many: 0 if there are none any more.
+
+        It does nothing if another worker has done so within `turn_s` seconds.
+        """
+        queues = list(self._queues.values())
+        return orphans.sweep(self._scripts, queues) if orphans.takes_turn(self._scripts, queues, turn_s) else 0
 
     def mend(self) -> None:
         """Give back strays: messages that the server holds for us, or for nobody, and of which nobody knows."""
-        for queue in list(self._queues.values()):
-            next_seq = min([self._next_seq, *(seqs.start for _, seqs in [*self._unanswered])])
-            strays = orphans.find_strays(self._scripts, queue, self.tag_worker, next_seq)
-            if own := [tag for tag in strays if tag not in self._held and tag not in self._let_go]:
-                logger.error("%d messages of %s were held for nobody. They go back to it.", len(own), queue.name)
-                self._scripts.give_back(queue, own)
+        next_seq = min([self._next_seq, *(seqs.start for _, seqs in [*self._unanswered])])
+        orphans.mend(self._scripts, list(self._queues.values()), self.tag_worker, next_seq, self._knows)
 
     def leave(self, running: Collection[str] = ()) -> None:
         """Send what is buffered, give back whatever is still held, and no longer count as a live worker.
@@ -168,18 +178,10 @@ class Leases(HeldClaims):
         self._has_left = True
         self.flush()
         self.give_back(claim for claim in (*self.held(), *self._kept()) if claim.tag not in running)
-        self._give_back_unanswered()
+        orphans.give_back_unanswered(self._scripts, self._unanswered, self.tag_worker)
         if not any(tag in self._held for tag in running):
             orphans.leave(self._scripts, self.worker, list(self._queues.values()))
-
-    def _give_back_unanswered(self) -> None:
-        """Give back whatever those claims took whose answer was lost."""
-        while self._unanswered:
-            queues, seqs = self._unanswered[-1]
-            for queue in queues:
-                tags = [tag_of(self.tag_worker, seq, priority) for seq in seqs for priority in queue.priorities]
-                self._scripts.give_back(queue, tags)
-            self._unanswered.pop()
+        self.shares.forget(self._scripts.client, self._queues)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 
 from .. import tuning
 from .claims import Claim, Lease, ResultRetention, Settled, Settlement
 from .giving_up import GivingUpScripts
+from .held import HeldClaims
 from .keys import Queue
+from .shares import Shares
 
 #: By the settle script's reply: an enum's own look-up costs more than everything else that is done with a reply.
 _SETTLED = tuple(Settled)
@@ -24,13 +26,13 @@ def tag_of(tag_worker: str, seq: int, priority: int) -> str:
 class Scripts(GivingUpScripts):
     """Runs the scripts for one worker, each as a method. Any thread."""
 
-    def __init__(self, client: "redis.Redis", *, worker: str, tag_worker: str, lease_s: float) -> None:
+    def __init__(self, client: "redis.Redis", shares: Shares, *, worker: str, tag_worker: str, lease_s: float) -> None:
         self.db = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._pool = client.connection_pool
         self._local = threading.local()
         files = (Path(__file__).parent / "scripts").glob("*.lua")
         self._scripts = {file.stem: client.register_script(file.read_text()) for file in files}
-        self._worker = worker
+        self._shares, self._worker = shares, worker
         self._lease_s = lease_s
         self._tag_prefix = f"{tag_worker}:"
 
@@ -43,33 +45,28 @@ class Scripts(GivingUpScripts):
         return client
 
     def claim(
-        self, queues: Sequence[Queue], seqs: range, *, held: Sequence[int], limits: Sequence[int], max_bytes: int
-    ) -> tuple[float, int, list[Claim]] | None:
-        """Claim a message for each of `seqs` at most; `held` and `limits` count messages of each of `queues`.
+        self, queues: Sequence[Queue], seqs: range, *, held: HeldClaims, limits: Sequence[int], max_bytes: int
+    ) -> tuple[float, int, list[list[Claim]]] | None:
+        """Claim a message for each of `seqs` at most; `limits` are the messages of each of `queues` at most.
 
-        Return Redis TIME in seconds, the messages left to other workers, and the claims; None if nothing was claimed
-        because this worker's lease has run out.
+        `held` is what the worker holds so far. Return Redis TIME in seconds, the messages left to other workers, and
+        the claims from each list; None if our lease in one of the queues has run out.
         """
         priorities = queues[0].priorities
         lists = [(queue, step) for step in range(len(priorities)) for queue in queues]
         keys = [key for queue in queues for key in (queue.unacked, queue.workers)]
-        keys += [queue.lists[step] for queue, step in lists]
+        keys += [*(queue.lists[step] for queue, step in lists), *(queue.aside for queue in queues)]
         args: list[Any] = [self._tag_prefix, seqs.start, self._worker, len(seqs), max_bytes, len(queues)]
-        for queue, count, limit in zip(queues, held, limits, strict=True):
-            args += (queue.envelope_end, count, limit)
-        reply = self._run("claim", keys, [*args, *priorities])
+        args += (len(priorities), *priorities)
+        aside = [held.aside_of(queue) for queue in queues]
+        for queue, limit, news in zip(queues, limits, self._shares.news(queues, aside), strict=True):
+            args += (queue.envelope_end, limit, news, *held.jobs_of(queue))
+        reply = self._run("claim", keys, args)
+        self._shares.told(queues, aside)
         if not reply:
             return None
         server_time, withheld, *rest = reply
-        prefix, messages = self._tag_prefix, rest[len(lists) :]
-        claims: list[Claim] = []
-        for (queue, step), count in zip(lists, rest, strict=False):
-            first, priority = len(claims), priorities[step]
-            claims += [
-                Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq)  # noqa: UP031 - faster
-                for seq, message in zip(seqs[first : first + count], messages[first : first + count], strict=True)
-            ]
-        return float(server_time), int(withheld), claims
+        return float(server_time), int(withheld), _claims(self._tag_prefix, lists, seqs, rest)
 
     def settle(self, settlements: Sequence[Settlement], retention: ResultRetention) -> list[Settled]:
         """Settle claims of one queue; return what became of each."""
@@ -128,6 +125,11 @@ class Scripts(GivingUpScripts):
         in_time = self._run("refresh", keys, [self._lease_s, self._worker, "1"]) if keys else ()
         return [queue for queue, answer in zip(queues, in_time, strict=True) if not answer]
 
+    def fetch(self, queue: Queue, tags: Sequence[str]) -> list[bytes | None]:
+        """Return the messages of these tags, None for each that is not held."""
+        envelopes = cast("list[bytes | None]", self.client.hmget(queue.unacked, tags))
+        return [envelope and envelope[1 : -len(queue.envelope_end.encode())] for envelope in envelopes]
+
     def end_lease(self, queue: Queue) -> None:
         """Let this worker's lease end now, if it has not run out."""
         self._run("refresh", [queue.workers], [0, self._worker, ""])
@@ -171,3 +173,23 @@ class Scripts(GivingUpScripts):
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self._scripts[name](keys=keys, args=args, client=self.client)
+
+
+def _claims(prefix: str, lists: Sequence[tuple[Queue, int]], seqs: range, reply: Sequence[Any]) -> list[list[Claim]]:
+    """Return the claims from each of `lists`, by a reply that counts them and then has all messages.
+
+    A list is told by its queue and the place of its priority.
+    """
+    claims: list[list[Claim]] = []
+    messages, first = reply[len(lists) :], 0
+    for (queue, step), count in zip(lists, reply, strict=False):
+        if count:
+            priority, last = queue.priorities[step], first + count
+            claims.append(
+                [
+                    Claim("%s%012d.%d" % (prefix, seq, priority), queue, message, seq, priority, len(message))  # noqa: UP031 - faster
+                    for seq, message in zip(seqs[first:last], messages[first:last], strict=True)
+                ]
+            )
+            first = last
+    return claims

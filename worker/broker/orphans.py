@@ -1,10 +1,15 @@
 """Messages that the server holds for nobody: orphans of workers whose lease is over, and strays."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import redis
 
 from .. import tuning
 from .keys import Queue
-from .lua import Scripts
+from .lua import Scripts, tag_of
+
+logger = logging.getLogger(__name__)
 
 
 def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
@@ -23,6 +28,20 @@ def sweep(scripts: Scripts, queues: Iterable[Queue]) -> int:
     return count
 
 
+def takes_turn(scripts: Scripts, queues: Sequence[Queue], turn_s: float) -> bool:
+    """Return whether no worker of the same queues has swept within `turn_s` seconds; with 0 whether there are queues.
+
+    With one sweep in each turn, the server has as little to do for many idle workers on many queues as for one.
+    """
+    if not queues or not turn_s:
+        return bool(queues)
+    key = f"{queues[0].prefix}batchery:sweep:{','.join(sorted(queue.name for queue in queues))}"
+    try:
+        return bool(scripts.client.set(key, 1, nx=True, px=max(1, int(900 * turn_s))))
+    except redis.ResponseError:  # a full server takes no key
+        return True
+
+
 def leave(scripts: Scripts, worker: str, queues: Iterable[Queue]) -> None:
     """End a worker's lease, so that it can claim no more, and give back whatever the server still holds for it."""
     for queue in queues:
@@ -31,6 +50,27 @@ def leave(scripts: Scripts, worker: str, queues: Iterable[Queue]) -> None:
         for lease in workers:
             if lease.worker == worker:
                 scripts.give_back(queue, scripts.tags(queue, lease.tag_worker), orphans_of=lease)
+
+
+def give_back_unanswered(scripts: Scripts, unanswered: list[tuple[Sequence[Queue], range]], tag_worker: str) -> None:
+    """Give back whatever those claims took whose answer was lost, and forget these claims."""
+    while unanswered:
+        queues, seqs = unanswered[-1]
+        for queue in queues:
+            tags = [tag_of(tag_worker, seq, priority) for seq in seqs for priority in queue.priorities]
+            scripts.give_back(queue, tags)
+        unanswered.pop()
+
+
+def mend(
+    scripts: Scripts, queues: Iterable[Queue], tag_worker: str, next_seq: int, knows: Callable[[str], bool]
+) -> None:
+    """Give back a worker's strays: messages with numbers below `next_seq` whose tags it does not know."""
+    for queue in queues:
+        strays = find_strays(scripts, queue, tag_worker, next_seq)
+        if own := [tag for tag in strays if not knows(tag)]:
+            logger.error("%d messages of %s were held for nobody. They go back to it.", len(own), queue.name)
+            scripts.give_back(queue, own)
 
 
 def find_strays(scripts: Scripts, queue: Queue, tag_worker: str, next_seq: int) -> list[str]:

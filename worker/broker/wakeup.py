@@ -46,7 +46,10 @@ class ArrivalWatcher:
             if self._commands is None:
                 self._connect()
             if self._become_watcher(timeout):
-                return self._wait_for_arrival(queues, timeout)
+                arrived = self._wait_for_arrival(queues, timeout)
+                if self.interrupted:  # no other worker must wait for this one, which does not come back
+                    self.wake_next_worker(more=False)
+                return arrived
             return self._wait_for_token(timeout)
         except BaseException:
             self.close()

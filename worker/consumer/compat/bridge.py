@@ -2,25 +2,25 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
 from celery.exceptions import InvalidTaskError
-from celery.worker import state
 from celery.worker.request import Request
 
 from ....batchers import Job, JobState, without_text
-from ....configs import TaskOptions
+from ... import tuning
 from ...broker import Claim
-from ...engine import Capacity
+from ..wire.compression import NoRoom
 from ..wire.decode import lost_of
 from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
+from .admission import Admission
 from .context import WorkerContext
-from .in_hand import InHand
+from .in_hand import IN_HAND, InHand
 from .mishaps import Mishaps
 from .postpone import passes
 from .unserved import Unserved
@@ -39,39 +39,47 @@ class CeleryBridge(Mishaps):
         self._intake = context.intake
         self._channel = LeaseChannel(self.acknowledge, partial(self.give_back, rejected=True))
         self.in_hand = InHand(context.leases)
+        self.admission = Admission(context)
         #: The messages that somebody still refers to, by tag.
         self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
-        max_waiting = [task.options.max_waiting for task in context.tasks.values()]
-        self._max_jobs = max(max_waiting, default=TaskOptions().max_waiting)
-        self._max_bytes = context.options.held_max_bytes
         self._unserved = Unserved(context.leases)
-
-    @property
-    def capacity(self) -> Capacity | None:
-        """How much more may be handed over: jobs, not counting those with an ETA, and bytes not held by any message."""
-        jobs = self._max_jobs - len(self.in_hand) + len(state.scheduled_requests)
-        free_bytes = self._max_bytes - self._leases.held_bytes
-        return Capacity(jobs, free_bytes) if jobs > 0 and free_bytes >= self._max_bytes // 8 else None
 
     @property
     def leaves(self) -> bool:
         """Whether the worker stops, so that nothing is to begin; it gives back everything that is left at the end."""
         return self._intake.scheduler.draining or worker_state.is_cold_shutdown()
 
-    def hand_over(self, claims: Sequence[Claim]) -> None:
-        """Hand messages to Celery's own handler. Any thread."""
-        self.in_hand.add(claims)
-        self._hub.call(self._deliver, claims, soon=True)
+    def hand_over(self, claims: Sequence[Claim]) -> Collection[tuple[str, str]]:
+        """Hand messages to Celery's own handler, as many as it may have; the others go back, or wait for their ETA.
+
+        Return what their queues delivered: pairs of a queue's name and a task. Claim thread.
+        """
+        admitted, delivered = self.admission.admit(claims)
+        self._hand_over(admitted)
+        return delivered
+
+    def hand_over_due(self) -> None:
+        """Hand over the messages that were parked and are due now. Claim thread."""
+        self._hand_over(self.admission.fetch_due())
+
+    def _hand_over(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self._hub.call(self._deliver, claims, soon=True)
 
     def _deliver(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            if self.leaves or not self._leases.holds(claim):
+            # Its lease may have been lost, or it may have been given back meanwhile.
+            if self.leaves or not self._leases.holds(claim) or claim.held_as not in IN_HAND:
                 continue
+            room = self.admission.room_for(claim)
             try:
-                message = to_kombu(claim, self._channel, self._consumer.accept)
+                message = to_kombu(claim, self._channel, self._consumer.accept, room=room)
+                self.admission.decompressed(claim, len(message.body))
                 self._messages[claim.tag] = message
                 if not self.dead_letters.give_up(claim, message):
                     self._consumer.handle_message(message)
+            except NoRoom:
+                self.admission.parking.park(claim, tuning.PARK_AGAIN_S)
             except Exception as exc:
                 told = without_text(exc)
                 # A signal may have stopped Celery's pool. Celery stores that a call is revoked, for example.
@@ -79,14 +87,15 @@ class CeleryBridge(Mishaps):
                     logger.warning("Celery could not take a message, which goes back to its queue: %s", told)
                     self.give_back(claim.tag)
                     continue
-                task, task_id = addressee(claim.message)
+                task, task_id, _ = addressee(claim.message)
                 logger.error("A message is none of Celery's and is dropped: id %r, task %r, %s", task_id, task, told)
                 logger.debug("The dropped message begins with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
 
-    def has(self, claim: Claim) -> bool:
-        """Whether Celery may still acknowledge a message, because somebody refers to it."""
-        return claim.tag in self._messages
+    @property
+    def owned(self) -> set[str]:
+        """The tags of messages that Celery may still acknowledge, because somebody refers to them, and of parked ones."""
+        return {*self._messages.keys(), *self.admission.parking.tags}
 
     def build_request(self, claim: Claim) -> Request:
         """Return Celery's own request for a claim."""

@@ -51,7 +51,7 @@ class DeadLetterKeeper:
         """
         if not self._limits.letters:
             return True
-        task, task_id = addressee(claim.message)
+        task, task_id, _ = addressee(claim.message)
         letter = DeadLetter(id=task_id or claim.tag, task=task, reason=reason, worker=self._consumer.hostname)
         if job is not None:
             letter.lost, letter.deaths = job.lost, job.deaths
@@ -78,7 +78,7 @@ class DeadLetterKeeper:
         # Not the error's text, because it may quote the message.
         if not self.keep(claim, f"The message was refused ({type(error).__name__})."):
             return
-        _, task_id = addressee(claim.message)
+        task_id = addressee(claim.message).id
         if task_id is None:
             self._acknowledge(claim.tag)
         else:

@@ -50,10 +50,11 @@ class Ownership:
         if (name := self._dead_thread()) is not None:
             logger.critical("The thread %s has died. This worker ends, so that its supervisor starts another.", name)
             end_worker(self._hub)
-        unowned = {claim.tag: claim for claim in self._leases.held() if not self._bridge.has(claim)}
-        if unowned:  # asked afterwards, because messages go from Celery to the engine, and not back
-            owned = {job.reply.claim.tag for job in self._intake.scheduler.jobs.copy()} | self._leases.buffered
-            unowned = {tag: claim for tag, claim in unowned.items() if tag not in owned}
+        held = self._leases.held()
+        owned = self._bridge.owned
+        # Asked afterwards, because messages go from Celery to the engine, and not back.
+        owned.update([job.reply.claim.tag for job in self._intake.scheduler.jobs.copy()], self._leases.buffered)
+        unowned = {claim.tag: claim for claim in held if claim.tag not in owned}
         lost = [claim for tag, claim in unowned.items() if tag in self._unowned]
         self._unowned = unowned.keys() - {claim.tag for claim in lost}
         if lost:

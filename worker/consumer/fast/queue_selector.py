@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 from ...broker import Queue
 from ...engine import Capacity
-
-#: A task name that stands for all messages that go over the Celery bridge.
-CELERY = ""
+from ..compat.admission import PLAIN
 
 
 class Selection(NamedTuple):
@@ -51,7 +49,9 @@ class QueueSelector:
             tasks = self._delivers.get(queue.name, capacity)
             if tasks and all(task in capacity for task in tasks):
                 chosen.append(queue)
-                limits.append(min(-(-capacity[task].jobs // (parts[task] or 1)) for task in tasks))
+                # Plain tasks' messages that are too many go back, so they do not limit what batch tasks get.
+                limiting = [task for task in tasks if task != PLAIN] or tasks
+                limits.append(min(-(-capacity[task].jobs // (parts[task] or 1)) for task in limiting))
                 max_bytes = min(max_bytes, *(capacity[task].bytes for task in tasks))
         return Selection(chosen, limits, max_bytes, len(chosen) < len(queues))
 

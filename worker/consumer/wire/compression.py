@@ -31,10 +31,15 @@ with contextlib.suppress(ImportError):
     _DECOMPRESSORS["application/zstd"] = zstd.ZstdDecompressor
 
 
-def decompress(body: bytes, method: object, max_bytes: int) -> bytes:
+class NoRoom(Exception):
+    """A body is larger, decompressed, than there is room for at the moment. It may be well-formed."""
+
+
+def decompress(body: bytes, method: object, max_bytes: int, room: int | None = None) -> bytes:
     """Return what `body` holds, compressed by `method`: at most `max_bytes`, give or take a block.
 
     Raises:
+        NoRoom: it holds more than `room`, which is less than `max_bytes`.
         ValueError: the method is unknown or has no bound, the body is damaged, or it holds more.
     """
     make = _DECOMPRESSORS.get(method) if isinstance(method, str) else None
@@ -42,10 +47,13 @@ def decompress(body: bytes, method: object, max_bytes: int) -> bytes:
         known = ", ".join(sorted(_DECOMPRESSORS))
         raise ValueError(f"The message is compressed as {method!r:.50}; this worker decompresses {known}.")
     decompressor = make()
+    most = max_bytes if room is None else min(room, max_bytes)
     try:
-        data: bytes = decompressor.decompress(body, max_bytes + 1)
+        data: bytes = decompressor.decompress(body, most + 1)
     except Exception as exc:  # each library has an error of its own
         raise ValueError(f"The message cannot be decompressed ({method}): {exc}") from exc
+    if len(data) > most and most < max_bytes:
+        raise NoRoom
     check_size(len(data), max_bytes)
     if not decompressor.eof:
         raise ValueError(f"The message cannot be decompressed ({method}): the body ends early.")

@@ -13,7 +13,7 @@ import msgspec
 
 from ....producer.codec.serializer import CONTENT_TYPE, TYPE_MARK, loads
 from ... import tuning
-from .compression import check_size, decompress
+from .compression import NoRoom, check_size, decompress
 
 _JSON = "application/json"
 _NULL = b"null"
@@ -126,10 +126,15 @@ _message = msgspec.json.Decoder(Message)
 _body = msgspec.json.Decoder(tuple[Args, Kwargs, Embed])
 
 
-def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES) -> FastCall | None:
+def decode(
+    message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES, room: int | None = None
+) -> FastCall | None:
     """Decode a fast call; return None for every other message, and for what is no Celery message at all.
 
     `accept` are the content types that the app reads; the decompressed body may have `max_bytes`.
+
+    Raises:
+        NoRoom: the body was compressed, and has more than `room` bytes.
     """
     try:
         check_size(len(message) // 2, max_bytes)  # base64 adds a third to the body
@@ -137,12 +142,14 @@ def decode(message: bytes, accept: Container[str], max_bytes: int = tuning.MAX_B
         properties, compression = decoded.properties, decoded.headers.compression
         if decoded.content_type not in accept or properties.body_encoding != "base64":
             return None
-        body = decompress(decoded.body, compression, max_bytes) if compression else decoded.body
+        body = decompress(decoded.body, compression, max_bytes, room) if compression else decoded.body
         check_size(len(body), max_bytes)
         arguments = _arguments(body, decoded.content_type, decoded.content_encoding)
         if arguments is None:
             return None
         expires_at = _timestamp(decoded.headers.expires)
+    except NoRoom:
+        raise
     except Exception:  # also RecursionError and OverflowError: no message may end the thread that claims
         return None
     args, kwargs, in_chord = arguments

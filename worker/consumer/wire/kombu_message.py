@@ -1,7 +1,8 @@
 """Messages that go over the Celery bridge: kombu's message objects, which our leases acknowledge."""
 
 from collections.abc import Callable, Container
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 from celery.worker.consumer import Consumer
@@ -17,6 +18,7 @@ from .compression import check_size, decompress
 class _Headers(msgspec.Struct, gc=False):
     task: Any = None
     id: Any = None
+    eta: Any = None
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -26,14 +28,31 @@ class _Envelope(msgspec.Struct, gc=False):
 _envelope = msgspec.json.Decoder(_Envelope)
 
 
-def addressee(message: bytes) -> tuple[str | None, str | None]:
-    """Return a message's task and id as far as it tells them, whatever else is wrong with it."""
+class Addressee(NamedTuple):
+    """Whom a message is for, as far as it tells, whatever else is wrong with it."""
+
+    task: str | None = None
+    id: str | None = None
+    #: Seconds since the epoch; None: at once, or only Celery knows what the message means.
+    eta: float | None = None
+
+
+def addressee(message: bytes) -> Addressee:
+    """Return whom a message is for, and when."""
     try:
         headers = _envelope.decode(message).headers
     except Exception:  # also RecursionError: no message may end the thread that claims
-        return None, None
+        return Addressee()
     task, task_id = (name if isinstance(name, str) and name else None for name in (headers.task, headers.id))
-    return task, task_id
+    return Addressee(task, task_id, _timestamp(headers.eta))
+
+
+def _timestamp(eta: object) -> float | None:
+    try:
+        moment = datetime.fromisoformat(eta) if isinstance(eta, str) else None
+        return moment.timestamp() if moment is not None and moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 class LeasedMessage(Message):
@@ -62,11 +81,16 @@ class LeaseChannel:
 
 
 def to_kombu(
-    claim: Claim, channel: LeaseChannel, accept: Container[str], max_bytes: int = tuning.MAX_BODY_BYTES
+    claim: Claim,
+    channel: LeaseChannel,
+    accept: Container[str],
+    max_bytes: int = tuning.MAX_BODY_BYTES,
+    room: int | None = None,
 ) -> LeasedMessage:
     """Return kombu's message for a claim. Its delivery tag is the claim's, and its body is decompressed.
 
     Raises:
+        NoRoom: its body was compressed, and has more than `room` bytes.
         ValueError, KeyError, TypeError: it is no message of kombu's, or its body has more than `max_bytes`.
     """
     check_size(len(claim.message) // 2, max_bytes)  # base64 adds a third to the body
@@ -76,7 +100,7 @@ def to_kombu(
     compression = payload["headers"].pop("compression", None) if payload.get("headers") else None
     message = LeasedMessage(payload, channel=channel, accept=accept)
     if compression:
-        message.body = decompress(message.body, compression, max_bytes)
+        message.body = decompress(message.body, compression, max_bytes, room)
     check_size(len(message.body or b""), max_bytes)
     return message
 
