@@ -94,7 +94,7 @@ class CeleryBridge(Mishaps):
 
     @property
     def owned(self) -> set[str]:
-        """The tags of messages that Celery may still acknowledge, because somebody refers to them, and of parked ones."""
+        """The tags of messages that are parked, or that Celery may acknowledge, because somebody refers to them."""
         return {*self._messages.keys(), *self.admission.parking.tags}
 
     def build_request(self, claim: Claim) -> Request:
