@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +96,7 @@ class Worker:
             leases=self.leases,
             hub=SimpleNamespace(call=lambda function, *args, **_: function(*args)),
             retry=self.retry,
-            intake=None,
+            intake=SimpleNamespace(user_code=lambda _jobs: nullcontext()),
         )
         self.bridge = CeleryBridge(SimpleNamespace(**{**vars(context), "tasks": {}}))  # type: ignore[arg-type]
         self.replay = OutcomeReplay(context, self.bridge, self.store.backend_of)

@@ -33,8 +33,8 @@ from .compat.bridge import CeleryBridge
 from .compat.broker import connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
-from .compat.patience import Patience
 from .compat.ownership import Ownership, forgetting_failures
+from .compat.patience import Patience
 from .compat.pool import report_errors
 from .compat.refusals import RefusingConsumer
 from .compat.worker_exit import StopLimit
