@@ -34,6 +34,7 @@ rest is imported from `celery.worker` or overridden in a class.
 | `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message`, `.on_unknown_task` | overridden | refusals |
 | `Consumer.on_close`, `.stop`, `.shutdown`, `.cancel_active_requests` | overridden | consumer |
 | `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
+| `Consumer.Blueprint.start` | overridden, so that a server that refuses is a lost connection | compat/broker |
 | `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
 | `Consumer.disable_rate_limits`, `.task_buckets` | which tasks have a rate limit | fetch |
 | `app.amqp.Consumer` | replaces the class of the task consumer | consumer |

@@ -30,7 +30,7 @@ from ..broker.retry import RedisRetry
 from ..engine import Engine, EngineState
 from .compat import broadcast
 from .compat.bridge import CeleryBridge
-from .compat.broker import connect_as_celery, reconnect
+from .compat.broker import ReconnectingBlueprint, connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
 from .compat.pool import report_errors
@@ -64,7 +64,7 @@ class BatchConsumer(RefusingConsumer):
 
     engine: Engine | None = None
 
-    class Blueprint(Consumer.Blueprint):
+    class Blueprint(ReconnectingBlueprint):
         """Celery's steps, and one for the engine's statistics."""
 
         default_steps = (*Consumer.Blueprint.default_steps, Batching)
