@@ -9,7 +9,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -qq
 # Named after what pip was told to install, so that the environment follows a pull that changes it.
 MADE   := $(VENV)/.made-for-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast coverage lint ruff fix types layers bench chaos clean
+.PHONY: help setup demo test test-fast coverage lint ruff fix types layers bench chaos faults clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -73,6 +73,9 @@ bench: setup ## run every benchmark; figures land in build/benchmarks
 
 chaos: setup ## break workers, server and network under calls for two minutes; CHAOS_ARGS="--minutes 10 --seed 7"
 	@$(BIN)/python -m benchmarks chaos $(CHAOS_ARGS)
+
+faults: setup ## let each call in the worker's code fail, in every way (half an hour)
+	@FAULTS=all $(BIN)/python -m pytest -n 0 tests/consumer/test_faults.py $(PYTEST_ARGS)
 
 clean: ## remove what was built, and .venv
 	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

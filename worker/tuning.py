@@ -43,6 +43,10 @@ REFRESHES_PER_LEASE = 3
 #: Seconds between two turns of the lease thread at most: orphans of a dead worker wait no longer to be noticed.
 LEASE_TURN_S = 2.0
 
+#: Seconds between two looks at whether all messages have owners, at least: in one second a message is through its way
+#: from one owner to the next, unless an error has ended that way.
+CHECK_OWNERS_S = 1.0
+
 #: Leases for which a running note outlives the time limit of a batch: one until the lease has run out, and two until
 #: another worker, which may have to start first, finds the orphan.
 NOTE_LEASES = 3

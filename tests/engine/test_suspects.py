@@ -72,6 +72,18 @@ def test_a_suspect_waits_while_another_worker_runs_one_and_everything_else_goes_
     assert ports.batches[-1] == ["double-1"]
 
 
+def test_nothing_more_is_claimed_while_a_suspect_waits_for_the_other_jobs_to_leave(
+    start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    """Otherwise it would wait for `max_age_ms` wherever calls never end."""
+    start(FakeModel(max_age_ms=float("inf"), max_batch_size=1))
+    ports.put(*jobs.many(*range(4)), suspect(jobs, 4), *jobs.many(*range(5, 300)))
+    ports.wait_for_outcomes(300)
+    held = 8 + 3  # look-ahead, and what runs, is put together and is being settled
+    assert ports.batches.index(["double-4"]) <= held
+    assert len(ports.batches) == 300
+
+
 def test_a_suspect_that_waits_for_its_turn_goes_back_if_the_engine_drains(
     start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:

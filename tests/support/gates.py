@@ -16,9 +16,9 @@ class Gate:
         self.path = str(path)
         self._writers: list[int] = []
 
-    def wait_for_model(self) -> None:
+    def wait_for_model(self, timeout: float = 30.0) -> None:
         """Return once a model waits here."""
-        self._writers.append(wait_until(self._enter, "a model waits at the gate"))
+        self._writers.append(wait_until(self._enter, "a model waits at the gate", timeout))
 
     def open(self) -> None:
         """Let all pass, now and later."""

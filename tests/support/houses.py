@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,7 +85,7 @@ class Worker:
         self.house = house
         self._client = client_of(house.url)
         self.leases = Leases(self._client, lease_s=30)
-        self.store = ResultStore(house.app, self.leases, self._client)
+        self.store = ResultStore(house.app, self.leases, self._client, lambda jobs: nullcontext())
         self.retry = RedisRetry()
         context: Any = SimpleNamespace(
             consumer=SimpleNamespace(

@@ -71,6 +71,12 @@ class HeldClaims:
             if is_held:
                 self._count(claim, 1)
 
+    @property
+    def buffered(self) -> set[str]:
+        """The tags of what is to be sent to the server."""
+        claims = [claim for buffer in self._to_give_back.values() for claim in buffer.copy()]
+        return {claim.tag for claim in claims} | {settlement.claim.tag for settlement in self._acknowledgements.copy()}
+
     def acknowledge(self, claim: Claim) -> None:
         """Buffer an acknowledgement, which the next `settle` or `flush` sends. Never blocks."""
         self._acknowledgements.append(Settlement(claim))

@@ -58,6 +58,11 @@ class KeeperProcess:
             return
         self._thread.start()
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The thread that beats, if it was started."""
+        return [] if self._process is None else [self._thread]
+
     def refreshed(self, queues: Sequence[Queue]) -> None:
         """Note that the lease was refreshed in these queues. Never blocks."""
         self._beat = {"keys": [queue.workers for queue in queues], "refreshed_at": time.monotonic()}
@@ -82,6 +87,8 @@ class KeeperProcess:
                 pass
             except OSError:
                 self._restart_unless_in_vain()
+            except Exception:  # without its beats, the keeper would kill this worker
+                logger.exception("The keeper could not be told that this worker lives.")
             self._due.wait(self._every_s)
             self._due.clear()
 

@@ -60,6 +60,12 @@ class LeaseRefresher:
         if self._keeper is not None:
             self._keeper.stop()
 
+    @property
+    def dead_thread(self) -> str | None:
+        """The name of a thread that has died, if one has."""
+        threads = [self._thread, *([] if self._keeper is None else self._keeper.threads)]
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
+
     def _run(self) -> None:
         next_turn = float("-inf")
         while not self._stopped.is_set():

@@ -33,6 +33,7 @@ from .compat.bridge import CeleryBridge
 from .compat.broker import ReconnectingBlueprint, connect_as_celery, reconnect
 from .compat.context import WorkerContext
 from .compat.hub import HubCalls
+from .compat.ownership import Ownership, forgetting_failures
 from .compat.pool import report_errors
 from .compat.refusals import RefusingConsumer
 from .compat.worker_exit import StopLimit
@@ -48,9 +49,23 @@ logger = logging.getLogger(__name__)
 
 
 class Batching(bootsteps.StartStopStep):
-    """Adds the engine's statistics to `inspect stats`, where Flower shows them too."""
+    """Adds the engine's statistics to `inspect stats`, where Flower shows them too, and checks the worker regularly."""
 
     requires = (Tasks,)
+
+    def start(self, c: "BatchConsumer") -> None:
+        """Begin the checks, with each connection to the broker, because Celery clears its timer when it loses one."""
+        period_s = max(tuning.CHECK_OWNERS_S, c.settings.worker.lease_s / tuning.REFRESHES_PER_LEASE)
+
+        def check() -> None:
+            if c.engine is not None:
+                c.check()
+
+        self._timer = c.timer.call_repeatedly(period_s, check)
+
+    def stop(self, c: "BatchConsumer") -> None:
+        """End the checks."""
+        c.timer.cancel(self._timer)
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
@@ -88,7 +103,7 @@ class BatchConsumer(RefusingConsumer):
         self._claimed_queues: Sequence[Queue] = ()
         self.retry = RedisRetry()
         self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
-        super().__init__(self._on_task_request, init_callback, **kwargs)
+        super().__init__(forgetting_failures(self._on_task_request), init_callback, **kwargs)
 
     def _on_task_request(self, request: Request) -> None:
         name = request.task.name
@@ -165,7 +180,10 @@ class BatchConsumer(RefusingConsumer):
         source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
         expires_s = tuning.NOTE_LEASES * options.lease_s + tuning.NOTE_STEPS * state.longest_time_limit_s
         self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
-        sink = CelerySink(context, self._bridge, events, ResultStore(self.app, leases, client), self._note)
+        self.check = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread).check
+        sink = CelerySink(
+            context, self._bridge, events, ResultStore(self.app, leases, client, state.user_code), self._note
+        )
         engine = Engine(state, source, sink)
         try:
             engine.load()
@@ -190,11 +208,15 @@ class BatchConsumer(RefusingConsumer):
     def _queues(self) -> Sequence[Queue]:
         """Return the queues to claim from: while Celery reconnects, those of before."""
         if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
-            self._claimed_queues = [
-                Queue(name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-                for name in broadcast.claimed_names(tuple(consumer.queues), self.hostname)
-            ]
+            self._claimed_queues = _queues_of(consumer, channel, self.hostname)
         return self._claimed_queues
+
+
+def _queues_of(consumer: Any, channel: Any, hostname: str) -> Sequence[Queue]:
+    return [
+        Queue(name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
+        for name in broadcast.claimed_names(tuple(consumer.queues), hostname)
+    ]
 
 
 def _spare_the_garbage_collector() -> None:

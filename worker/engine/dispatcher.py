@@ -60,6 +60,7 @@ class Dispatcher:
             return True
         with self._state.lock:
             self._state.scheduler.postpone(batch, self._state.clock())
+            self._state.claimable.notify_all()  # because suspects no longer wait for all other jobs to leave
         return False
 
     def _wait_for_chosen(self) -> Ready | None:

@@ -89,6 +89,8 @@ class JobTable:
     def __init__(self, tasks: Mapping[str, TaskState]) -> None:
         """Start with nothing held; `tasks` are by name."""
         self.tasks = tasks
+        #: The jobs that were claimed and have not left.
+        self.jobs: set[Job] = set()
         #: Jobs by state.
         self._counts = [0] * len(JobState)
         #: Whether no more jobs are to be claimed or run.
@@ -100,8 +102,8 @@ class JobTable:
 
     @property
     def held(self) -> int:
-        """Jobs that were claimed and have not left."""
-        return sum(task.jobs for task in self.tasks.values())
+        """Number of jobs that were claimed and have not left."""
+        return len(self.jobs)
 
     @property
     def capacity(self) -> dict[str, Capacity]:
@@ -121,10 +123,12 @@ class JobTable:
         task.jobs += len(jobs)
         task.bytes += sum(map(_size, jobs))
         self.move("claimed", jobs)
+        self.jobs.update(jobs)
 
     def left(self, jobs: Sequence[Job], move: str) -> None:
         """Hold jobs no longer, because they were "settled", "given back" or "dropped"."""
         self.move(move, jobs)
+        self.jobs.difference_update(jobs)
         for job in jobs:
             task = self.tasks[job.task]
             task.jobs -= 1

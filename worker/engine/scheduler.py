@@ -8,6 +8,7 @@ from ...batchers import Batch, Job, JobState
 from ...batchers.planning.token_ceiling import batch_tokens
 from .. import tuning
 from .job_table import JobTable, TaskState
+from .ports import Capacity
 from .stats import DeviceTime
 from .suspects import Suspects
 
@@ -28,6 +29,11 @@ class Scheduler(JobTable):
         self._unsettled_batches = 0
         self.device_time = DeviceTime()
         self._numbers = count(1)
+
+    @property
+    def capacity(self) -> dict[str, Capacity]:
+        """What may be claimed now, by task: nothing while suspects wait for all other jobs to leave."""
+        return {} if self.suspects.need_quiet else super().capacity
 
     # -- Preparing ---------------------------------------------------------------------------------------------------
 

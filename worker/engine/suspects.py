@@ -31,6 +31,11 @@ class Suspects:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def need_quiet(self) -> bool:
+        """Whether suspects wait for all other jobs to leave, so that no more should be claimed meanwhile."""
+        return bool(self._jobs) and self._ask_at == _NEVER
+
     def keep(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Keep the suspects among jobs that wait from now on; return the others."""
         if not any(map(_deaths, jobs)):

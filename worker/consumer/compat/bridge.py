@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
+from weakref import WeakValueDictionary
 
 import msgspec
 from celery.exceptions import InvalidTaskError
@@ -14,7 +15,7 @@ from ... import tuning
 from ...broker import Claim
 from ..wire.compression import NoRoom
 from ..wire.decode import lost_of
-from ..wire.kombu_message import LeaseChannel, addressee, to_kombu, to_request
+from ..wire.kombu_message import LeaseChannel, LeasedMessage, addressee, to_kombu, to_request
 from ..wire.request import full_request
 from . import worker_state
 from .admission import Admission
@@ -39,6 +40,8 @@ class CeleryBridge(Mishaps):
         self._channel = LeaseChannel(self.acknowledge, partial(self.give_back, rejected=True))
         self.in_hand = InHand(context.leases)
         self.admission = Admission(context)
+        #: The messages that somebody still refers to, by tag.
+        self._messages: WeakValueDictionary[str, LeasedMessage] = WeakValueDictionary()
         self._unserved = Unserved(context.leases)
 
     @property
@@ -72,6 +75,7 @@ class CeleryBridge(Mishaps):
             try:
                 message = to_kombu(claim, self._channel, self._consumer.accept, room=room)
                 self.admission.decompressed(claim, len(message.body))
+                self._messages[claim.tag] = message
                 if not self.dead_letters.give_up(claim, message):
                     self._consumer.handle_message(message)
             except NoRoom:
@@ -87,6 +91,11 @@ class CeleryBridge(Mishaps):
                 logger.error("A message is none of Celery's and is dropped: id %r, task %r, %s", task_id, task, told)
                 logger.debug("The dropped message begins with %r.", claim.message[:200], exc_info=exc)
                 self.refuse(claim.tag, InvalidTaskError(f"a message that cannot be read: {exc!r}"))
+
+    @property
+    def owned(self) -> set[str]:
+        """The tags of messages that are parked, or that Celery may acknowledge, because somebody refers to them."""
+        return {*self._messages.keys(), *self.admission.parking.tags}
 
     def build_request(self, claim: Claim) -> Request:
         """Return Celery's own request for a claim."""

@@ -24,6 +24,12 @@ class Parking:
         self._parked: list[tuple[float, int, Claim]] = []
         self._lock = threading.Lock()
 
+    @property
+    def tags(self) -> list[str]:
+        """The tags of all that is parked."""
+        with self._lock:
+            return [claim.tag for _, _, claim in self._parked]
+
     def park(self, claim: Claim, seconds: float) -> None:
         """Keep a message's lease, and fetch its bytes again after `seconds`."""
         self._leases.change(claim, HeldAs.PARKED, claim.size)

@@ -152,7 +152,9 @@ class OutcomeReplay:
         context = {**request.request_dict, "args": args, "kwargs": kwargs, "is_eager": False, **embed}
         task.outcomes.current, task.outcomes.backend = outcome, backend
         try:
-            result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
+            # The tracer calls hooks of the task, receivers of signals and backends, any of which may hang.
+            with self._context.intake.user_code([outcome.job]):
+                result, info, runtime, text = task.__trace__(request.id, args, kwargs, context)
         finally:
             del task.outcomes.current, task.outcomes.backend
         rejected = info.retval if info else None

@@ -1,6 +1,7 @@
 """Stores the results of fast calls and acknowledges them: in one step where that is what Celery would store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import redis
 from celery import Celery, Task, states
@@ -26,8 +27,14 @@ class ResultStore:
     results, too. Any other backend is asked to store each result, as Celery would ask it.
     """
 
-    def __init__(self, app: Celery, leases: Leases, broker: "redis.Redis") -> None:
-        """Store results in the backends of `app`'s tasks; `broker` is the client that the leases use."""
+    def __init__(
+        self, app: Celery, leases: Leases, broker: "redis.Redis", user_code: Callable[..., AbstractContextManager[None]]
+    ) -> None:
+        """Store results in the backends of `app`'s tasks; `broker` is the client that the leases use.
+
+        `user_code(jobs)` watches over backends while they work, because any of them may hang.
+        """
+        self._user_code = user_code
         self._app = app
         self._leases = leases
         self._broker = broker
@@ -138,8 +145,9 @@ class ResultStore:
             context.stamps = {**(context.stamps or {}), "batch": outcome.batch.provenance(outcome.job)}
             context.stamped_headers = [*(context.stamped_headers or ()), "batch"]
         try:
-            if is_ours or not answered(backend, request.id):
-                backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
+            with self._user_code([outcome.job]):
+                if is_ours or not answered(backend, request.id):
+                    backend.store_result(request.id, outcome.value, states.SUCCESS, request=context)
         except Exception as exc:
             if not may_pass(exc, backend):
                 outcome.error = exc

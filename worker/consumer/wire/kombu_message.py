@@ -55,6 +55,10 @@ def _timestamp(eta: object) -> float | None:
         return None
 
 
+class LeasedMessage(Message):
+    """kombu's message, to which there can be weak references."""
+
+
 class LeaseChannel:
     """What a kombu message needs of its channel. An acknowledgement ends the lease."""
 
@@ -82,7 +86,7 @@ def to_kombu(
     accept: Container[str],
     max_bytes: int = tuning.MAX_BODY_BYTES,
     room: int | None = None,
-) -> Message:
+) -> LeasedMessage:
     """Return kombu's message for a claim. Its delivery tag is the claim's, and its body is decompressed.
 
     Raises:
@@ -94,7 +98,7 @@ def to_kombu(
     payload["properties"]["delivery_tag"] = claim.tag
     # Not left to kombu, because kombu would decompress it whatever its size.
     compression = payload["headers"].pop("compression", None) if payload.get("headers") else None
-    message = Message(payload, channel=channel, accept=accept)
+    message = LeasedMessage(payload, channel=channel, accept=accept)
     if compression:
         message.body = decompress(message.body, compression, max_bytes, room)
     check_size(len(message.body or b""), max_bytes)
