@@ -104,7 +104,7 @@ def test_a_job_whose_run_is_predicted_to_last_for_ages_keeps_no_other_waiting() 
 
 @pytest.mark.parametrize("look_ahead", [1, 8, 10_000])
 @pytest.mark.parametrize("max_batch_size", [1, 33, 8192, 65_536])
-@pytest.mark.parametrize("max_batch_tokens", [None, 1, 10_000, 2**63, 10**30])
+@pytest.mark.parametrize("max_batch_tokens", [None, 1, 10_000, 10**12])
 def test_every_option_that_is_accepted_is_served(max_batch_size: int, max_batch_tokens: Any, look_ahead: int) -> None:
     task, ports = Measured(), FakePorts()
     task.gate.open()
