@@ -33,13 +33,13 @@ rest is imported from `celery.worker` or overridden in a class.
 | `Consumer.create_task_handler`, `.on_task_request`, `.call_soon_ack` | overridden | consumer |
 | `Consumer.on_invalid_task`, `.on_decode_error`, `.on_unknown_message`, `.on_unknown_task` | overridden | refusals |
 | `Consumer.on_close`, `.stop`, `.shutdown`, `.cancel_active_requests` | overridden | consumer |
-| `Consumer.Blueprint.default_steps` | adds statistics to `inspect stats` | consumer |
-| `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | consumer, events, kombu_message |
+| `Consumer.Blueprint.default_steps`, `.start` | adds statistics; a refusal is a lost connection | consumer, broker |
+| `Consumer.hub`, `.task_consumer`, `.event_dispatcher`, `.connection_errors` | read | engine_parts, events, wire |
 | `Consumer.disable_rate_limits`, `.task_buckets` | which tasks have a rate limit | fetch |
 | `app.amqp.Consumer` | replaces the class of the task consumer | consumer |
 | `app.amqp.Router`, `.queues` | where calls of a task go | settings |
 | `kombu.Consumer._basic_consume`, `._active_tags` | fetches nothing from a queue | consumer |
-| `Channel.priority_steps`, `.sep`, `.global_keyprefix` | the keys of a queue | consumer |
+| `Channel.priority_steps`, `.sep`, `.global_keyprefix` | the keys of a queue | engine_parts |
 | `virtual.Channel.codecs`, `.decode_body` | decodes a message's body | kombu_message |
 | `Channel.conn_or_acquire`, `virtual.Message.serializable` | queues a broadcast message once more | broadcast |
 | `state.requests`, `.reserved_requests`, `.active_requests` | what `inspect` shows | worker_state, bridge |

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,88 @@ def test_a_server_that_is_away_costs_few_lines_and_little_time_and_a_restart_wit
     wait_until(lambda: probe(proxy, worker) == 0, "it is ready", WAIT)
     words = worker.log[said:]
     assert words.count("Redis cannot be used") == words.count("Redis can be used again") == 1
+
+
+@contextmanager
+def full(client: redis.Redis) -> Iterator[None]:
+    client.config_set("maxmemory", 1)
+    yield
+    client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def replica(client: redis.Redis) -> Iterator[None]:
+    client.replicaof("127.0.0.1", "1")
+    yield
+    client.replicaof("no", "one")
+
+
+@contextmanager
+def replica_without_master(client: redis.Redis) -> Iterator[None]:
+    client.config_set("replica-serve-stale-data", "no")
+    with replica(client):
+        yield
+    client.config_set("replica-serve-stale-data", "yes")
+
+
+@contextmanager
+def too_few_replicas(client: redis.Redis) -> Iterator[None]:
+    client.config_set("min-replicas-to-write", 1)
+    yield
+    client.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def busy(client: redis.Redis) -> Iterator[None]:
+    """Run a script that does not end until it is killed."""
+
+    def run() -> None:
+        with suppress(redis.RedisError):
+            client.eval("while true do end", 0)
+
+    client.config_set("busy-reply-threshold", 50)
+    script = threading.Thread(target=run)
+    script.start()
+    with redis.Redis(connection_pool=redis.ConnectionPool(**client.get_connection_kwargs())) as other:
+        yield
+        other.script_kill()
+    script.join()
+
+
+@pytest.mark.parametrize(
+    ("mood", "code"),
+    [
+        (full, "maxmemory"),
+        (replica, "read only"),
+        (replica_without_master, "Link with MASTER"),
+        (too_few_replicas, "NOREPLICAS"),
+        (busy, "BUSY"),
+    ],
+)
+def test_a_worker_that_reconnects_to_a_server_that_refuses_it_goes_on_when_that_is_over(
+    app: Celery,
+    client: redis.Redis,
+    proxy: Proxy,
+    worker: Worker,
+    mood: Callable[[redis.Redis], AbstractContextManager[None]],
+    code: str,
+) -> None:
+    answers(app, "echo", "before")
+    said = len(worker.log)
+    with mood(client):
+        proxy.cut()
+        wait_until(lambda: refusals(worker.log[said:], code) >= 2 or not worker.alive(), "Celery is refused", WAIT)
+        assert worker.alive(), worker.log[-3000:]
+        assert refusals(worker.log[said:], "") < 10, worker.log[-3000:]
+    answers(app, "echo", "after")
+    wait_until(lambda: probe(proxy, worker) == 0, f"it is ready:\n{worker.log[-3000:]}", WAIT)
+    answers(app, "plain", "after")
+
+
+def refusals(log: str, code: str) -> int:
+    """How often Celery itself, not the engine, says that its connection was refused or lost, with these words."""
+    signs = "Cannot connect to", "Connection to broker lost"
+    return sum(code in line and any(sign in line for sign in signs) for line in log.splitlines())
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import click
 import pytest
+import redis
 from batchery.producer import private
 from celery import Celery, Task
 from celery.app import amqp, trace
@@ -69,6 +70,11 @@ NAMES: dict[str, Callable[[], bool]] = {
     "Consumer.cancel_active_requests": lambda: takes(Consumer.cancel_active_requests, "self"),
     "Consumer.Blueprint.default_steps": lambda: (
         "celery.worker.consumer.tasks:Tasks" in Consumer.Blueprint.default_steps and bool(Tasks.name)
+    ),
+    "Consumer.Blueprint.start": lambda: (
+        takes(Consumer.Blueprint.start, "self", "parent")
+        and "blueprint.start(self)" in inspect.getsource(Consumer.start)
+        and redis.ConnectionError in kombu_redis.get_redis_error_classes().connection_errors
     ),
     "Consumer.hub": lambda: sets(Consumer, "hub"),
     "Consumer.task_consumer": lambda: "c.task_consumer = " in inspect.getsource(tasks),

@@ -33,7 +33,7 @@ class LateFlush(BatchConsumer):
     """Has a lease thread that does not come to give back, before the worker stops, what Celery has dropped."""
 
     def on_close(self) -> None:
-        leases, calls = self._leases, self._hub_calls
+        leases, calls = self.parts.leases, self.parts.hub_calls
         flush, run = leases.flush, calls.run
 
         def run_then_flush() -> bool:

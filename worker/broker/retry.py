@@ -106,6 +106,10 @@ class RedisRetry:
         """From now on, try each action once only."""
         self._stopped.set()
 
+    def pause(self) -> None:
+        """Wait for about as long as the pauses get; `stop` ends it."""
+        self._stopped.wait(_BACKOFF.compute(tuning.RETRY_MOST_DOUBLINGS))
+
     def until_stopped(self, action: Callable[[], T]) -> T | None:
         """Return the result of `action`, repeated while Redis fails; None if `stop` was called before."""
         return self._repeat(action, lambda _: True)

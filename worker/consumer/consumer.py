@@ -1,13 +1,10 @@
 """The consumer of a Batchery worker: Celery's own, except that an engine beside it claims the tasks in bulk."""
 
-import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import redis
 from celery import Celery, bootsteps
 from celery.concurrency import solo, thread
 from celery.concurrency.base import BasePool
@@ -19,30 +16,20 @@ from celery.worker.request import Request
 from kombu import Message
 from kombu.serialization import prepare_accept_content
 
-from ...batchers import BatcheryError
 from ...configs.configuration import ConfigurationError
 from ...producer.private import QuietConsumer
 from .. import tuning
-from ..broker import ArrivalWatcher, Leases, Queue, RunningNote
-from ..broker.keeper_process import KeeperProcess
-from ..broker.lease_refresher import LeaseRefresher
 from ..broker.retry import RedisRetry
-from ..engine import Engine, EngineState
+from ..engine import Engine
 from .compat import broadcast
-from .compat.bridge import CeleryBridge
-from .compat.broker import connect_as_celery, reconnect
-from .compat.context import WorkerContext
-from .compat.hub import HubCalls
-from .compat.ownership import Ownership, forgetting_failures
+from .compat.broker import ReconnectingBlueprint
+from .compat.ownership import forgetting_failures
 from .compat.patience import Patience
 from .compat.pool import report_errors
 from .compat.refusals import RefusingConsumer
 from .compat.worker_exit import StopLimit
 from .compat.worker_state import is_cold_shutdown
-from .fast.events import Events
-from .fast.fetch import QueueSource
-from .fast.settle import CelerySink
-from .fast.store import ResultStore
+from .engine_parts import EngineParts
 from .settings import Settings
 from .setup import configuration_of
 
@@ -53,6 +40,7 @@ class Batching(bootsteps.StartStopStep):
     """Adds the engine's statistics to `inspect stats`, where Flower shows them too, and checks the worker regularly."""
 
     requires = (Tasks,)
+    _timer: Any = None
 
     def start(self, c: "BatchConsumer") -> None:
         """Begin the checks, with each connection to the broker, because Celery clears its timer when it loses one."""
@@ -60,13 +48,14 @@ class Batching(bootsteps.StartStopStep):
 
         def check() -> None:
             if c.engine is not None:
-                c.check()
+                c.parts.check()
 
         self._timer = c.timer.call_repeatedly(period_s, check)
 
     def stop(self, c: "BatchConsumer") -> None:
         """End the checks."""
-        c.timer.cancel(self._timer)
+        if self._timer is not None:  # the connection may have been lost before the checks began
+            c.timer.cancel(self._timer)
 
     def info(self, c: "BatchConsumer") -> dict[str, object]:
         """Return the statistics under one name."""
@@ -80,7 +69,7 @@ class BatchConsumer(RefusingConsumer):
 
     engine: Engine | None = None
 
-    class Blueprint(Consumer.Blueprint):
+    class Blueprint(ReconnectingBlueprint):
         """Celery's steps, and one for the engine's statistics."""
 
         default_steps = (*Consumer.Blueprint.default_steps, Batching)
@@ -90,7 +79,7 @@ class BatchConsumer(RefusingConsumer):
         app: Celery = kwargs["app"]
         _prepare(app, kwargs["pool"])
         self.retry = RedisRetry()
-        patience = Patience(app, self.retry, lambda: self._leases)
+        patience = Patience(app, self.retry, lambda: self.parts.leases)
         report_errors(kwargs["pool"], lambda request, error: self._bridge.give_up(request, error), patience.traced)
         app.amqp.Consumer = QuietConsumer
         try:
@@ -103,7 +92,6 @@ class BatchConsumer(RefusingConsumer):
         self.accept = prepare_accept_content(app.conf.accept_content)
         self.handle_message: Callable[[Message], object] = noop
         self._to_pool = on_task_request
-        self._claimed_queues: Sequence[Queue] = ()
         self._stop_limit = StopLimit(self.settings.worker, self.retry.outage, self.settings.tasks)
         super().__init__(forgetting_failures(self._on_task_request), init_callback, **kwargs)
 
@@ -127,8 +115,14 @@ class BatchConsumer(RefusingConsumer):
         if self.engine is None:
             self._start_engine()
         else:
-            self._hub_calls.tick()
+            self.parts.hub_calls.tick()
         return broadcast.receiving(self.hostname, self.settings.tasks, self.settings.unserved, self.handle_message)
+
+    def _start_engine(self) -> None:
+        parts = self.parts = EngineParts(self, self.settings, self.retry)
+        self._bridge = parts.bridge
+        parts.start()
+        self.engine = parts.engine
 
     def on_close(self) -> None:
         """Drop requests before a reconnect, as Celery does, and give them back, because our leases stay valid."""
@@ -151,82 +145,9 @@ class BatchConsumer(RefusingConsumer):
         """Stop as Celery does; by then the pool has stopped, too, so give back what is left."""
         super().shutdown()
         if self.engine is not None:
-            self._leave(self.engine)
+            self.parts.leave()
+            self.engine = None
         self._stop_limit.cancel()
-
-    def _leave(self, engine: Engine) -> None:
-        self._lease_refresher.stop()
-        self._hub_calls.run()
-        try:
-            self._leases.leave({job.reply.claim.tag for job in engine.suspects})
-        except redis.RedisError as exc:
-            logger.warning(
-                "Jobs are not given back. They run elsewhere when the worker's lease has run out. Redis: %s", exc
-            )
-        self._watcher.close()
-        self._note.close()
-        self.engine = None
-
-    def _start_engine(self) -> None:
-        options, tasks = self.settings.worker, self.settings.tasks
-        channel = self.connection.default_channel
-        client = connect_as_celery(channel, lease_s=options.lease_s, on_change=partial(reconnect, self))
-        leases = self._leases = Leases(client, lease_s=options.lease_s)
-        self._watcher = ArrivalWatcher(client)
-        hub = self._hub_calls = HubCalls(self.hub)
-        state = EngineState(tasks, options)
-        context = WorkerContext(
-            consumer=self, tasks=tasks, options=options, leases=leases, hub=hub, retry=self.retry, intake=state
-        )
-        events, self._bridge = Events(self), CeleryBridge(context)
-        source = QueueSource(context, self._bridge, events, self._watcher, self._queues)
-        expires_s = tuning.NOTE_LEASES * options.lease_s + tuning.NOTE_STEPS * state.longest_time_limit_s
-        self._note = RunningNote(client, leases.tag_worker, key_prefix=channel.global_keyprefix, expires_s=expires_s)
-        self.check = Ownership(context, self._bridge, lambda: self._lease_refresher.dead_thread).check
-        sink = CelerySink(
-            context, self._bridge, events, ResultStore(self.app, leases, client, state.user_code), self._note
-        )
-        engine = Engine(state, source, sink)
-        try:
-            engine.load()
-        except Exception as exc:
-            # Not as it was raised: Celery takes a KeyError or an OSError for a lost connection, and tries again.
-            raise BatcheryError(f"This worker cannot serve, because a model could not be loaded: {exc!r}") from exc
-        _spare_the_garbage_collector()
-        self._lease_refresher = LeaseRefresher(
-            leases,
-            self._queues,
-            hung=lambda: state.hung,
-            on_hung=source.give_back_rest,
-            outage=self.retry.outage,
-            keeper=KeeperProcess(
-                client, worker=leases.worker, lease_s=options.lease_s, limit_s=lambda: state.longest_time_limit_s
-            ),
-        )
-        self._lease_refresher.start()
-        engine.start()
-        self.engine = engine
-
-    def _queues(self) -> Sequence[Queue]:
-        """Return the queues to claim from: while Celery reconnects, those of before."""
-        if (consumer := self.task_consumer) is not None and (channel := consumer.channel) is not None:
-            self._claimed_queues = _queues_of(consumer, channel, self.hostname)
-        return self._claimed_queues
-
-
-def _queues_of(consumer: Any, channel: Any, hostname: str) -> Sequence[Queue]:
-    return [
-        Queue(name, channel.global_keyprefix, tuple(channel.priority_steps), channel.sep)
-        for name in broadcast.claimed_names(tuple(consumer.queues), hostname)
-    ]
-
-
-def _spare_the_garbage_collector() -> None:
-    """Give the garbage collector less to do, because it took a fifth of a no-op task's time."""
-    gc.collect()
-    gc.freeze()  # what exists once the models are loaded stays for ever
-    if gc.get_threshold()[0] == 700:  # Python's own up to 3.13, so the app has not chosen another one
-        gc.set_threshold(tuning.GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
 def _prepare(app: Celery, pool: object) -> None:

@@ -1,4 +1,4 @@
-"""The worker's own client for the broker that Celery has connected to."""
+"""The worker's own client for the broker that Celery has connected to, and when Celery connects to it anew."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from kombu.utils.url import parse_url
 from ....producer.connections import TRANSPORT_OPTIONS
 from ... import tuning
 from ...broker import connect
+from ...broker.retry import is_transient
 
 
 def connect_as_celery(channel: Any, *, lease_s: float, on_change: Callable[[], object]) -> "redis.Redis":
@@ -39,6 +40,24 @@ def reconnect(consumer: Consumer) -> None:
             raise redis.ConnectionError("another server is the master now")
 
     consumer.hub.call_soon(lose)
+
+
+class ReconnectingBlueprint(Consumer.Blueprint):
+    """Celery's steps. A server that refuses for a time, because it is full, busy or a replica, is a lost connection.
+
+    Celery itself would end the worker, with its models, because it connects anew after lost connections only.
+    """
+
+    def start(self, parent: Consumer) -> None:
+        """Start all steps; the last one runs the event loop until the connection is lost."""
+        try:
+            super().start(parent)
+        except redis.ResponseError as exc:
+            if not is_transient(exc):
+                raise
+            # Celery pauses only where it cannot connect, and a whole fleet may be refused at once.
+            parent.retry.pause()
+            raise redis.ConnectionError(f"{exc}") from exc
 
 
 def _servers(connection: Connection) -> list[dict[str, object]]:
