@@ -18,7 +18,7 @@ from tests.support.apps import app
 from tests.support.waiting import wait_until
 
 #: The name of this module, as `celery -A` takes it, and how many calls it claims before it leaves.
-LEAVING, CLAIMED = "tests.support.leaving", 50
+LEAVING, CLAIMED = "tests.support.leaving", 4
 
 __all__ = ["CLAIMED", "LEAVING", "LateFlush", "app"]
 
