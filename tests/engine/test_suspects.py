@@ -14,7 +14,7 @@ from tests.support.fakes import FakeModel, FakePorts, Gate, Jobs, StartEngine
 
 
 def suspect(jobs: Jobs, value: Any, **fields: Any) -> Any:
-    return jobs(value, redelivered=True, lost=1, deaths=1, **fields)
+    return jobs(value, **{"redelivered": True, "lost": 1, "deaths": 1, **fields})
 
 
 def test_a_suspect_goes_its_whole_way_alone(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
@@ -60,7 +60,7 @@ def test_a_suspect_waits_while_another_worker_runs_one_and_everything_else_goes_
     monkeypatch.setattr(tuning, "SUSPECT_PAUSE_S", 0.01)
     ports.admitting = False
     start(FakeModel(max_age_ms=0))
-    ports.put(suspect(jobs, 1))
+    ports.put(suspect(jobs, 1, deaths=2))
     ports.wait_for(lambda: len(ports.asked) >= 2, "it has asked again")
     ports.put(*jobs.many(2, 3))
     ports.wait_for_outcomes(2)
@@ -70,6 +70,15 @@ def test_a_suspect_waits_while_another_worker_runs_one_and_everything_else_goes_
     ports.admitting = True
     ports.wait_for_outcomes(3)
     assert ports.batches[-1] == ["double-1"]
+
+
+def test_after_one_death_a_suspect_waits_for_no_other_worker(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
+    """It is most likely an innocent neighbour, whose caller should not wait for the deaths of others."""
+    ports.admitting = False
+    start(FakeModel())
+    ports.put(suspect(jobs, 1), suspect(jobs, 2))
+    ports.wait_for_outcomes(2)
+    assert ports.asked == []
 
 
 def test_nothing_more_is_claimed_while_a_suspect_waits_for_the_other_jobs_to_leave(
@@ -89,7 +98,7 @@ def test_a_suspect_that_waits_for_its_turn_goes_back_if_the_engine_drains(
 ) -> None:
     ports.admitting = False
     engine = start(FakeModel())
-    ports.put(suspect(jobs, 1))
+    ports.put(suspect(jobs, 1, deaths=2))
     ports.wait_for(lambda: ports.asked, "it has asked")
     assert engine.drain(5)
     assert [job.id for job in ports.given_back] == ["double-1"]
