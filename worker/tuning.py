@@ -167,6 +167,8 @@ HUB_PART, HUB_JOB_BYTES = 1 / 8, 4096
 #: New objects after which Python's garbage collector looks at the new ones. Each job makes about ten objects that live
 #: until it is settled, so that Python's own threshold of 700 would be passed every few ms.
 GC_THRESHOLD = 20_000
+#: Bytes of a decompressed body that count as large, and of such bodies together after which garbage is collected.
+LARGE_BODY_BYTES, COLLECT_AFTER_BYTES = 2**20, 2**27
 
 #: Seconds for which the broadcast calls are kept that a worker has received and not claimed, until a worker with the
 #: same node name starts: as long as Celery keeps results.

@@ -5,12 +5,15 @@ kombu's own decompression has no bound, so that a megabyte of a well-made messag
 
 import bz2
 import contextlib
+import gc
 import lzma
 import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from ... import tuning
 
 #: What LZMA may take for its dictionary, whose size the sender chooses; the highest preset takes 65 MiB.
 _LZMA_MEMORY_BYTES = 128 * 2**20
@@ -29,6 +32,10 @@ with contextlib.suppress(ImportError):
     else:
         from backports import zstd
     _DECOMPRESSORS["application/zstd"] = zstd.ZstdDecompressor
+
+
+#: Bytes of large bodies that were decompressed since the garbage collector last ran because of them.
+_large_bytes = 0
 
 
 class NoRoom(Exception):
@@ -57,7 +64,21 @@ def decompress(body: bytes, method: object, max_bytes: int, room: int | None = N
     check_size(len(data), max_bytes)
     if not decompressor.eof:
         raise ValueError(f"The message cannot be decompressed ({method}): the body ends early.")
+    _collect_garbage_of(len(data))
     return data
+
+
+def _collect_garbage_of(size: int) -> None:
+    """Run Python's garbage collector in time, because it counts objects and not bytes.
+
+    An error refers to the frames that it came through, they refer to the arguments of the call, and often to the error.
+    """
+    global _large_bytes
+    if size >= tuning.LARGE_BODY_BYTES:
+        _large_bytes += size
+        if _large_bytes >= tuning.COLLECT_AFTER_BYTES:
+            _large_bytes = 0
+            gc.collect()
 
 
 def check_size(size: int, max_bytes: int) -> None:
