@@ -56,7 +56,7 @@ rest is imported from `celery.worker` or overridden in a class.
 | `RedisBackend._chord_zset`, `._chord_result_expires` | the same | store |
 | `celery.backends.redis.CHORD_PART_RETURN_LUA`, `.CHORD_CLEANUP_LUA` | the same | store, postpone |
 | `Task._backend` | whether a task has a backend of its own | store |
-| `RedisBackend._store_result`, `._encode`, `._set_with_state` | whether they are Celery's own | store |
+| `RedisBackend._store_result`, `._encode`, `._set_with_state` | Celery's own, or overridden | store, postpone |
 | `kombu.serialization.registry._encoders` | whether "json" is kombu's own serializer | store |
 | `Channel._connparams` | raises AttributeError once the channel's connection is lost | `is_lost_channel` |
 | `AMQP._retry_publish` | sends the callbacks of a task that has ended | `wrap_callbacks` |

@@ -172,3 +172,12 @@ def test_a_refusal_is_raised_at_once() -> None:
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         RedisRetry().while_transient(refused)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("answer", ["NOREPLICAS Not enough good replicas to write.", "BUSY Redis is busy"])
+def test_a_passing_state_is_told_from_the_answer_to_a_command_of_a_pipeline(answer: str) -> None:
+    error = redis.ResponseError(answer)
+    pipeline = redis.Redis().pipeline()
+    pipeline.annotate_exception(error, 1, ["SETEX", "key", "10", "ERR a caller's own text"])  # type: ignore[no-untyped-call]
+    assert not str(error).startswith(answer)
+    assert is_transient(error)

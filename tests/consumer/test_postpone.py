@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from batchery.batchers import Outcome
 from batchery.worker import tuning
 from batchery.worker.broker import Settled
 from batchery.worker.broker.retry import RedisRetry
-from batchery.worker.consumer.compat.postpone import passes
+from batchery.worker.consumer.compat.postpone import passes, steady, steady_client
 from celery import Celery, signals
 from celery import chord as celery_chord
 from celery.exceptions import ChordError, InvalidTaskError, Reject
@@ -220,6 +221,21 @@ def test_a_retry_that_cannot_be_sent_for_a_time_is_sent_later(house: House, monk
     assert house.app.backend.get_task_meta(outcome.job.id)["status"] == "RETRY"
     assert house.client.llen("celery") == 1, "the retry, which goes where the call went"
     assert house.client.hlen(QUEUE.unacked) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "RETRY"), ("STARTED", "RETRY"), ("RETRY", "RETRY"), ("SUCCESS", "SUCCESS"), ("FAILURE", "FAILURE")],
+)
+def test_a_state_on_the_way_is_not_stored_over_the_last_word(house: House, before: str | None, after: str) -> None:
+    """A retry may be sent, run and succeed elsewhere before its RETRY is stored."""
+    backend, key = house.app.backend, house.app.backend.get_key_for_task("an-id")
+    if before is not None:
+        backend._set_with_state(key, backend.encode({"status": before, "result": None}), before)
+    twin: Any = steady(backend, SimpleNamespace(error=None), steady_client(backend, RedisRetry()))
+    twin._set_with_state(key, backend.encode({"status": "RETRY", "result": None}), "RETRY")
+    assert backend.get_task_meta("an-id", cache=False)["status"] == after
+    assert 0 < house.client.ttl(key) <= backend.expires
 
 
 def test_a_hooks_own_retry_that_could_not_be_sent_lets_the_job_run_again(house: House) -> None:

@@ -145,8 +145,10 @@ def test_what_hangs_is_told_while_it_hangs(start: StartEngine, ports: FakePorts,
         (9, 9, 1, False),
         # A worker died twice while it ran alone: one of these may be the loss of a node.
         (2, 2, 2, False),
-        (19, 0, 0, False),
-        (20, 0, 0, True),
+        (19, 1, 0, False),
+        (20, 1, 0, True),
+        # It only waited, however often that was.
+        (20, 0, 0, False),
     ],
 )
 def test_a_job_is_given_up_if_it_ran_alone_when_workers_died_or_was_delivered_too_often(
@@ -158,10 +160,11 @@ def test_a_job_is_given_up_if_it_ran_alone_when_workers_died_or_was_delivered_to
 
 def test_max_deliveries_is_an_option_of_the_task(start: StartEngine, ports: FakePorts, jobs: Jobs) -> None:
     start(FakeModel(max_deliveries=2))
-    ports.put(jobs(1, redelivered=True, lost=1), jobs(2, redelivered=True, lost=2))
-    ports.wait_for_outcomes(2)
+    ports.put(*[jobs(lost, redelivered=True, lost=lost, deaths=1) for lost in (1, 2)])
+    ports.put(jobs(3, redelivered=True, lost=3))
+    ports.wait_for_outcomes(3)
     answers = ports.answers()
     error = answers.pop("double-2")
     assert isinstance(error, WorkerDied)
     assert "This job was delivered 2 times" in str(error)
-    assert answers == {"double-1": 2}
+    assert answers == {"double-1": 2, "double-3": 6}, "one that only waited is innocent"

@@ -25,7 +25,9 @@ _FULL_OR_BUSY = frozenset("OOM BUSY LOADING TRYAGAIN MISCONF".split())
 
 def _code(error: redis.RedisError) -> str:
     """Return the code with which the server's answer begins, as the protocol has it."""
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    # Before the answer to a command of a pipeline, redis-py writes the command.
+    answer = str(error).rpartition(") of pipeline caused error: ")[2]
+    return getattr(error, "status_code", None) or answer.partition(" ")[0]
 
 
 def is_not_the_master(error: redis.RedisError) -> bool:

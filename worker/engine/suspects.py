@@ -84,15 +84,16 @@ def why_given_up(job: Job, max_deliveries: int) -> WorkerDied | None:
     """Return the error with which a job fails because it does not run any more; None if it may run.
 
     Only deaths while it was alone are evidence against it. Any other job that was there may be the cause of the rest.
+    A job that only waited whenever it was lost is innocent, however often that was.
     """
     if job.deaths >= tuning.MAX_DEATHS and job.lone_deaths >= tuning.MAX_LONE_DEATHS:
         return WorkerDied(
             f"A worker died each of the {job.deaths} times that one ran this job, and {job.lone_deaths} times the job "
             "ran alone. So the job does not run again."
         )
-    if job.lost >= max_deliveries:
+    if job.deaths and job.lost >= max_deliveries:
         return WorkerDied(
-            f"This job was delivered {job.lost} times, and each time its worker died, hung or lost its lease. "
-            f"max_deliveries is {max_deliveries}, so the job does not run again."
+            f"This job was delivered {job.lost} times, and each time its worker died, hung or lost its lease, "
+            f"{job.deaths} times while it ran the job. max_deliveries is {max_deliveries}, so it does not run again."
         )
     return None

@@ -95,9 +95,13 @@ class DeadLetterKeeper:
 
 
 def why_given_up(message: Message, served: Container[str]) -> WorkerLostError | None:
-    """Return why a message is not delivered any more; None if it is. Of tasks that are `served` the engine decides."""
+    """Return why a message is not delivered any more; None if it is. Of tasks that are `served` the engine decides.
+
+    A call with an ETA is delivered on, because it may wait through any number of deaths that it has not caused.
+    """
     lost, _, _ = lost_of((message.delivery_info or {}).get("batchery_lost"))
-    if lost < _MAX_DELIVERIES or (message.headers or {}).get("task") in served:
+    headers = message.headers or {}
+    if lost < _MAX_DELIVERIES or headers.get("task") in served or headers.get("eta"):
         return None
     return WorkerLostError(
         f"This call was delivered {lost} times, and each time its worker died or lost its lease. So it does not run "

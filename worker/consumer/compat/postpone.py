@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import redis
 from celery import states
 from celery.backends.base import Backend
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.canvas import Signature
 from celery.exceptions import BackendError
 from kombu.exceptions import EncodeError, OperationalError
@@ -29,6 +29,16 @@ T = TypeVar("T")
 #: Lets go of a chord, if it is still ours, so that the same worker can send its callback at its next try.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
+#: Stores a state that is not the last word on a task, unless a backend has that word: a retry may be sent, run and
+#: succeed elsewhere before RETRY is stored. Values that cjson cannot read, such as compressed ones, are replaced.
+_STORE_UNLESS_ANSWERED = """
+local read, meta = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '{}')
+local status = read and type(meta) == 'table' and meta.status
+if status == 'SUCCESS' or status == 'FAILURE' or status == 'REVOKED' then return 0 end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1]) end
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+return 1
+"""
 
 #: What backends raise for a value that they can never store.
 _ABOUT_VALUES = (TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError, EncodeError)
@@ -124,6 +134,13 @@ class _Steady:
 
 class _SteadyOnRedis(_Steady):
     client = property(lambda self: self.telling.client)
+
+    def _set_with_state(self, key: bytes, value: bytes, state: str) -> object:
+        kind = next(each for each in type(self).__mro__ if not each.__module__.startswith("batchery."))
+        if state in states.READY_STATES or kind not in (RedisBackend, SentinelBackend) or private.is_changed(self):
+            return super()._set_with_state(key, value, state)  # type: ignore[misc]
+        store = self.client.register_script(_STORE_UNLESS_ANSWERED)
+        return store(keys=[key], args=[value, int(self.expires or 0)])  # type: ignore[attr-defined]
 
 
 def steady(backend: Backend, outcome: Outcome | SimpleNamespace, client: "SteadyClient | None") -> Backend:
