@@ -81,6 +81,19 @@ def test_after_one_death_a_suspect_waits_for_no_other_worker(start: StartEngine,
     assert ports.asked == []
 
 
+def test_a_suspect_of_one_death_does_not_wait_with_those_of_several(
+    start: StartEngine, ports: FakePorts, jobs: Jobs
+) -> None:
+    ports.admitting = False
+    start(FakeModel(max_age_ms=float("inf"), max_batch_size=1))
+    ports.put(suspect(jobs, 1, deaths=2))
+    ports.wait_for(lambda: ports.asked, "it has asked")
+    ports.put(*jobs.many(*range(2, 20)), suspect(jobs, 20), *jobs.many(*range(21, 200)))
+    ports.wait_for(lambda: ["double-20"] in ports.batches, "it has run")
+    ports.wait_for_outcomes(198)
+    assert "double-1" not in ports.answers()
+
+
 def test_nothing_more_is_claimed_while_a_suspect_waits_for_the_other_jobs_to_leave(
     start: StartEngine, ports: FakePorts, jobs: Jobs
 ) -> None:

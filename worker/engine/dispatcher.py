@@ -10,6 +10,7 @@ from .ports import ResultSink
 from .scheduler import NEVER
 from .staging import Sent
 from .state import EngineState
+from .suspects import needs_leave
 
 
 class Dispatcher:
@@ -55,11 +56,8 @@ class Dispatcher:
         return None
 
     def _is_admitted(self, batch: Batch) -> bool:
-        """Whether a batch may run; a suspect that may not, because another worker runs one, waits again.
-
-        After its first death a suspect is most likely an innocent neighbour of the cause, so it waits for nobody.
-        """
-        if batch.closed_by != "suspect" or batch.jobs[0].deaths < 2 or self._sink.admits(batch):
+        """Whether a batch may run; a suspect that may not, because another worker runs one, waits again."""
+        if batch.closed_by != "suspect" or not needs_leave(batch.jobs[0]) or self._sink.admits(batch):
             return True
         with self._state.lock:
             self._state.scheduler.postpone(batch, self._state.clock())

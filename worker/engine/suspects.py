@@ -25,7 +25,8 @@ class Suspects:
         """Start with none; `tasks` are by name."""
         self._tasks = tasks
         self._jobs: list[Job] = []
-        #: When to ask again, because another worker runs a suspect; inf if none does as far as we know.
+        #: When to ask again, because another worker runs a suspect; inf if none does as far as we know. It keeps the
+        #: suspects of several deaths waiting. After one death a job is most likely an innocent neighbour.
         self._ask_at = _NEVER
 
     def __len__(self) -> int:
@@ -34,7 +35,12 @@ class Suspects:
     @property
     def need_quiet(self) -> bool:
         """Whether suspects wait for all other jobs to leave, so that no more should be claimed meanwhile."""
-        return bool(self._jobs) and self._ask_at == _NEVER
+        return bool(self._waiting)
+
+    @property
+    def _waiting(self) -> list[Job]:
+        """The suspects that do not wait for another worker."""
+        return self._jobs if self._ask_at == _NEVER else [job for job in self._jobs if not needs_leave(job)]
 
     def keep(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Keep the suspects among jobs that wait from now on; return the others."""
@@ -49,11 +55,10 @@ class Suspects:
         It may if none of the `held` jobs, suspects included, is another job that would have to run again after the next
         death; or once it has waited `max_age_ms`, because its caller waits, too.
         """
-        if self._ask_at != _NEVER:
-            if now < self._ask_at:
-                return None
+        if self._ask_at <= now:
             self._ask_at = _NEVER
-        due = self._jobs if len(self._jobs) == held else [job for job in self._jobs if self._due_at(job) <= now]
+        waiting = self._waiting
+        due = waiting if len(self._jobs) == held else [job for job in waiting if self._due_at(job) <= now]
         if not due:
             return None
         job = min(due, key=lambda job: (job.deaths, job.seq))
@@ -72,12 +77,15 @@ class Suspects:
 
     def due_at(self) -> float:
         """Return when the first suspect may run before other jobs, or may ask again; inf if there is none."""
-        if self._jobs and self._ask_at != _NEVER:
-            return self._ask_at
-        return min(map(self._due_at, self._jobs), default=_NEVER)
+        return min([self._ask_at, *map(self._due_at, self._waiting)])
 
     def _due_at(self, job: Job) -> float:
         return job.claimed_at + self._tasks[job.task].options.max_age_ms / 1000
+
+
+def needs_leave(job: Job) -> bool:
+    """Whether a suspect may run only while no other worker runs one: two workers must not die at once."""
+    return job.deaths > 1
 
 
 def why_given_up(job: Job, max_deliveries: int) -> WorkerDied | None:
