@@ -54,7 +54,7 @@ rest is imported from `celery.worker` or overridden in a class.
 | `Task.__trace__` | the tracer of a task | replay |
 | `RedisBackend.on_chord_part_return`, `.chord_expires` | how the parts of a chord are kept | store |
 | `RedisBackend._chord_zset`, `._chord_result_expires` | the same | store |
-| `celery.backends.redis.CHORD_PART_RETURN_LUA`, `.CHORD_CLEANUP_LUA` | the same | store, postpone |
+| `celery.backends.redis.CHORD_PART_RETURN_LUA`, `.CHORD_CLEANUP_LUA`, `.CHORD_CLAIM_EXTEND_LUA` | the same | postpone |
 | `Task._backend` | whether a task has a backend of its own | store |
 | `RedisBackend._store_result`, `._encode`, `._set_with_state` | Celery's own, or overridden | store, postpone |
 | `kombu.serialization.registry._encoders` | whether "json" is kombu's own serializer | store |
@@ -81,13 +81,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.routes import MapRoute
 from celery.backends import base as base_backend
 from celery.backends import redis as redis_backend
-from celery.backends.redis import (
-    CHORD_CLEANUP_LUA,
-    CHORD_PART_RETURN_LUA,
-    RedisBackend,
-    ResultConsumer,
-    SentinelBackend,
-)
+from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
 from celery.exceptions import Reject
 from celery.utils.functional import head_from_fun as head_from_fun
 from celery.utils.saferepr import saferepr as saferepr
@@ -101,11 +95,16 @@ ARGUMENT_CHECK, DECORATED, ORIGINAL_RUN = "__header__", "_decorated", "_orig_run
 #: SHA-1 of the script by which Celery 5.7 adds a part to a chord. With another one, Celery has to add all parts itself.
 _KNOWN_PART_SCRIPT = "b8fc152c83a7e634103ccebd49dcd3146a8f4366"
 
-#: SHA-1 of the scripts by which this Celery adds a part to a chord, and forgets a chord whose callback is sent.
-PART_SCRIPT, CLEANUP_SCRIPT = (
-    hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (CHORD_PART_RETURN_LUA, CHORD_CLEANUP_LUA)
-)
+#: By SHA-1, scripts by which Celery adds a chord's part, forgets a chord when its callback is sent, and keeps it ours.
+CHORD_SCRIPTS = {
+    hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest(): script
+    for script in (
+        redis_backend.CHORD_PART_RETURN_LUA,
+        redis_backend.CHORD_CLEANUP_LUA,
+        redis_backend.CHORD_CLAIM_EXTEND_LUA,
+    )
+}
+PART_SCRIPT, CLEANUP_SCRIPT, _ = CHORD_SCRIPTS
 
 argsrepr_size: Callable[[Celery], int] = attrgetter("amqp.argsrepr_maxsize")
 pydantic_dump: Callable[[Any], Any] = attrgetter("_dump_pydantic_arguments")

@@ -120,6 +120,9 @@ def _changed(call: Call, record: Record) -> str:
     # The workers that live at that time keep a revocation in their memory. A later one does not know it, as in Celery.
     if first.status == "REVOKED" and call.revocable and not _wrong_value(call, last):
         return ""
+    # Celery stores a revocation when it arrives, also over the result of a call that ended at the same moment.
+    if last.status == "REVOKED" and call.revocable and not _wrong_value(call, first):
+        return ""
     # A worker that dies between the failure of a harmful input and its acknowledgement leaves it to another one.
     if call.poison and first.status == last.status == "FAILURE":
         return ""

@@ -238,6 +238,21 @@ def test_a_state_on_the_way_is_not_stored_over_the_last_word(house: House, befor
     assert 0 < house.client.ttl(key) <= backend.expires
 
 
+def test_a_script_that_is_missing_again_after_it_was_loaded_is_a_lost_connection(house: House) -> None:
+    """Another server has become the master meanwhile, so that this is no failure of a chord."""
+    client = steady_client(house.app.backend, RedisRetry())
+    assert client is not None
+    tries = []
+
+    def run() -> None:
+        tries.append(1)
+        raise redis.exceptions.NoScriptError
+
+    with pytest.raises(redis.ConnectionError):
+        client._run_script("return 1", run)
+    assert len(tries) == 2
+
+
 def test_a_hooks_own_retry_that_could_not_be_sent_lets_the_job_run_again(house: House) -> None:
     """Celery's `retry` raises a `Reject` then, which would be the job's failure."""
     result = house.app.tasks["t"].delay(1)

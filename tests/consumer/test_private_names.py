@@ -124,6 +124,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "RedisBackend._chord_result_expires": lambda: hasattr(RedisBackend, "_chord_result_expires"),
     "celery.backends.redis.CHORD_PART_RETURN_LUA": lambda: "KEYS" in redis_backend.CHORD_PART_RETURN_LUA,
     "celery.backends.redis.CHORD_CLEANUP_LUA": lambda: "KEYS" in redis_backend.CHORD_CLEANUP_LUA,
+    "celery.backends.redis.CHORD_CLAIM_EXTEND_LUA": lambda: "KEYS" in redis_backend.CHORD_CLAIM_EXTEND_LUA,
     "Task._backend": lambda: Celery(set_as_current=False).Task._backend is None,
     "RedisBackend._store_result": lambda: takes(RedisBackend._store_result, "self", "task_id", "result", "state"),
     "RedisBackend._encode": lambda: takes(RedisBackend._encode, "self", "data"),

@@ -23,6 +23,13 @@ _NOT_THE_MASTER = frozenset("READONLY MASTERDOWN CLUSTERDOWN NOREPLICAS UNBLOCKE
 _FULL_OR_BUSY = frozenset("OOM BUSY LOADING TRYAGAIN MISCONF".split())
 
 
+_NAMED = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.NoScriptError,
+)
+
+
 def _code(error: redis.RedisError) -> str:
     """Return the code with which the server's answer begins, as the protocol has it."""
     # Before the answer to a command of a pipeline, redis-py writes the command.
@@ -40,7 +47,8 @@ def is_transient(error: redis.RedisError) -> bool:
     """Whether the same command may succeed later: after lost connections, time-outs and some answers of a server."""
     if not isinstance(error, redis.ResponseError) or is_not_the_master(error):
         return True
-    named = isinstance(error, redis.exceptions.OutOfMemoryError | redis.exceptions.TryAgainError)
+    # redis-py loads a missing script once; if it is missing again, another server has become the master meanwhile.
+    named = isinstance(error, _NAMED)
     return named or _code(error) in _FULL_OR_BUSY
 
 

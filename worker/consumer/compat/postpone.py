@@ -188,6 +188,8 @@ class SteadyClient(redis.Redis):
         """Run one command."""
         run = partial(super().execute_command, *args, **options)
         script = args[1] if args[0] == "EVALSHA" else None
+        if script in private.CHORD_SCRIPTS:
+            run = partial(self._run_script, private.CHORD_SCRIPTS[script], run)
         if script == private.CLEANUP_SCRIPT and self.postponed is None:
             # The callback is sent, so that it must not be sent once more: this alone is tried again.
             return self._tries.while_transient(run)
@@ -201,6 +203,22 @@ class SteadyClient(redis.Redis):
             raise self.postponed
         return reply
 
+    def _run_script(self, text: str, run: Callable[[], T]) -> T:
+        """Run a script of Celery's, and load it if the server does not know it.
+
+        redis-py does so once, and then its error would fail the chord: another server may have become the master.
+        """
+        try:
+            return run()
+        except redis.exceptions.NoScriptError:
+            super().execute_command("SCRIPT LOAD", text)  # type: ignore[no-untyped-call]
+        try:
+            return run()
+        except redis.exceptions.NoScriptError as exc:
+            raise redis.ConnectionError(
+                "the server that has loaded a script is not the one that was to run it"
+            ) from exc
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.client.Pipeline:
         """Return a pipeline that does as this client does."""
         return _SteadyPipeline(self, self.connection_pool, self.response_callbacks, transaction, shard_hint)
@@ -211,6 +229,8 @@ class SteadyClient(redis.Redis):
             raise self.postponed
         try:
             return run()
+        except redis.exceptions.NoScriptError:
+            raise  # redis-py loads the script then
         except redis.RedisError as exc:
             if not is_transient(exc):
                 raise
