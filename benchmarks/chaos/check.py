@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -275,7 +274,3 @@ def story(record: Record, key: str, why: str) -> Iterable[str]:
         happened.append((answer.t, f"answered {answer.status} {str(answer.result)[:300]}"))
     yield f"{key} {why}"
     yield from (f"  {t:.2f} {what}" for t, what in sorted(happened))
-
-
-def by_reason(verdict: Verdict) -> Counter[str]:
-    return Counter(why.partition(":")[0] for why in verdict.all().values())

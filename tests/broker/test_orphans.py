@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -82,6 +82,20 @@ def test_a_late_worker_looks_for_everything_that_it_holds_in_small_steps(
     assert sizes == [("refresh", 4)]
 
 
+def after_giving_back(monkeypatch: pytest.MonkeyPatch, times: int, action: Callable[[], object]) -> None:
+    """Call `action` when so many pieces were given back, within the sweep that gives them back."""
+    run, given = Scripts._run, []
+
+    def run_and_act(self: Scripts, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        answer = run(self, name, keys, args)
+        given.append(name)
+        if given.count("give_back") == times and name == "give_back":
+            action()
+        return answer
+
+    monkeypatch.setattr(Scripts, "_run", run_and_act)
+
+
 def test_a_sweep_stops_as_soon_as_the_late_worker_is_back(
     make_leases: MakeLeases, lists: Lists, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,16 +105,7 @@ def test_a_sweep_stops_as_soon_as_the_late_worker_is_back(
     claims = late.held()
     other.claim([queue], 0, 0)
     lists.run_out(late)
-    run, scripts = Scripts._run, []
-
-    def refresh_in_between(self: Scripts, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        answer = run(self, name, keys, args)
-        scripts.append(name)
-        if scripts.count("give_back") == 1 and name == "give_back":
-            late.refresh([queue])
-        return answer
-
-    monkeypatch.setattr(Scripts, "_run", refresh_in_between)
+    after_giving_back(monkeypatch, 1, lambda: late.refresh([queue]))
     assert other.sweep() == 2
     assert lists.labels() == [4, 5], "the newest go back first"
     assert labels(late.held()) == [0, 1, 2, 3]
@@ -116,16 +121,7 @@ def test_two_sweeps_at_once_keep_the_order(
     for worker in (one, other):
         worker.claim([queue], 0, 0)
     lists.run_out(doomed)
-    run, given = Scripts._run, []
-
-    def sweep_in_between(self: Scripts, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        answer = run(self, name, keys, args)
-        given.append(name)
-        if given.count("give_back") == 2 and name == "give_back":
-            other.sweep()
-        return answer
-
-    monkeypatch.setattr(Scripts, "_run", sweep_in_between)
+    after_giving_back(monkeypatch, 2, other.sweep)
     one.sweep()
     assert lists.labels() == list(range(9))
     assert lists.leased() == set()

@@ -161,10 +161,14 @@ def test_a_server_that_is_away_costs_few_lines_and_little_time_and_a_restart_wit
 
 
 @contextmanager
-def full(client: redis.Redis) -> Iterator[None]:
-    client.config_set("maxmemory", 1)
+def configured(client: redis.Redis, name: str, value: str, usual: str) -> Iterator[None]:
+    client.config_set(name, value)
     yield
-    client.config_set("maxmemory", 0)
+    client.config_set(name, usual)
+
+
+def full(client: redis.Redis) -> AbstractContextManager[None]:
+    return configured(client, "maxmemory", "1", "0")
 
 
 @contextmanager
@@ -176,17 +180,12 @@ def replica(client: redis.Redis) -> Iterator[None]:
 
 @contextmanager
 def replica_without_master(client: redis.Redis) -> Iterator[None]:
-    client.config_set("replica-serve-stale-data", "no")
-    with replica(client):
+    with configured(client, "replica-serve-stale-data", "no", "yes"), replica(client):
         yield
-    client.config_set("replica-serve-stale-data", "yes")
 
 
-@contextmanager
-def too_few_replicas(client: redis.Redis) -> Iterator[None]:
-    client.config_set("min-replicas-to-write", 1)
-    yield
-    client.config_set("min-replicas-to-write", 0)
+def too_few_replicas(client: redis.Redis) -> AbstractContextManager[None]:
+    return configured(client, "min-replicas-to-write", "1", "0")
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from redis.retry import Retry
 #: Seconds between two looks at whether the worker is still there, should its end of the pipe live on in a child.
 LONGEST_WAIT_S = 60.0
 
-
 #: Seconds for which a worker may be silent in any case, because its machine may be busy.
 LEAST_SILENCE_S = 10.0
 
